@@ -1,0 +1,140 @@
+"""How a stage starts: its paths from dvc.yaml, its values from params.yaml, its signals, its progress."""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO, TypeVar
+
+import yaml
+from tqdm import tqdm
+
+from ganops.config import Params, load_params
+from ganops.errors import GanopsError, Interrupted, ParamsError
+
+T = TypeVar("T")
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOG_INTERVAL_SEC = 10.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage needs to know of the pipeline.
+
+    Attributes:
+        name: its name in dvc.yaml.
+        params: all of params.yaml, checked.
+        paths: every dep and output of the stage in dvc.yaml, in order, with `${section.key}` filled in.
+        root: the repository that owns caches and run directories; under `dvc exp run --temp` and in the queue the
+            parent repository, not the temporary copy that the stage runs in.
+    """
+
+    name: str
+    params: Params
+    paths: tuple[Path, ...]
+    root: Path
+
+    def path(self, name: str) -> Path:
+        """The dep or output that ends in `name`, e.g. `stage.path("shards")` for data/shards.
+
+        Raises:
+            ParamsError: dvc.yaml names no such path for this stage, or several.
+        """
+        parts = Path(name).parts
+        found = [path for path in self.paths if path.parts[-len(parts) :] == parts]
+        if len(found) != 1:
+            raise ParamsError(
+                f"dvc.yaml: stage {self.name} has {len(found)} deps and outs ending in {name}, expected 1."
+            )
+        return found[0]
+
+
+def load_stage(name: str) -> Stage:
+    """Reads dvc.yaml and params.yaml in the current folder (DVC starts stages there).
+
+    Raises:
+        ParamsError: a file is missing or wrong.
+    """
+    params = load_params(Path("params.yaml"))
+    try:
+        stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+    except FileNotFoundError:
+        raise ParamsError(f"dvc.yaml not found in {Path.cwd()}. Run stages from the repository's top folder.") from None
+    except KeyError:
+        raise ParamsError(f"dvc.yaml has no stage {name}.") from None
+    entries = [entry for kind in ("deps", "outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    texts = [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
+
+    def fill(match: re.Match[str]) -> str:
+        section, key = match[1].split(".")
+        return str(getattr(getattr(params, section), key))
+
+    paths = tuple(Path(re.sub(r"\$\{([^}]+)\}", fill, text)) for text in texts)
+    return Stage(name, params, paths, Path(os.environ.get("DVC_ROOT") or "."))
+
+
+def run_stage(name: str, main: Callable[[Stage], None]) -> None:
+    """Runs `main`; a user's mistake ends in one line on stderr and exit code 1, an interruption in 130 or 143.
+
+    A stage that exits with 0 after Ctrl-C would be recorded by DVC as done. Under DVC the stage also asks the kernel
+    for SIGTERM when DVC dies (which forwards no signal), so that nothing trains on unseen.
+    """
+    if "DVC_ROOT" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _raise_interrupted)
+    code = 0
+    try:
+        main(load_stage(name))
+    except Interrupted as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        code = 143
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        code = 130
+    except GanopsError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+
+
+def say(text: str) -> None:
+    """One line of a stage's report, at once (DVC does not set PYTHONUNBUFFERED), not torn by a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress(items: Iterable[T], total: int, what: str, unit: str, stream: TextIO | None = None) -> Iterator[T]:
+    """Passes `items` on and shows how far they are: a bar on a terminal, a plain line every ten seconds in a log.
+
+    Args:
+        items: what to iterate over.
+        total: how many items there will be.
+        what: what is being done, e.g. "prepare".
+        unit: what an item is, e.g. "img".
+        stream: where to show it; stderr if None.
+    """
+    out = stream if stream is not None else sys.stderr
+    if out.isatty():
+        yield from tqdm(items, total=total, desc=what, unit=unit, file=out, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= LOG_INTERVAL_SEC and done < total:
+            last = now
+            rate = done / (now - start)
+            print(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left", file=out)
+            out.flush()

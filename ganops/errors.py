@@ -1,0 +1,25 @@
+"""The errors that a user can cause or meet. Each message is one or two sentences: what was found, what to do."""
+
+
+class GanopsError(Exception):
+    """Base of all errors that a stage prints as one line, without a traceback."""
+
+
+class ParamsError(GanopsError):
+    """params.yaml or dvc.yaml: unknown, missing, mistyped or contradictory values."""
+
+
+class DataError(GanopsError):
+    """Raw images, labels, shards or statistics that cannot be used."""
+
+
+class WeightsError(GanopsError):
+    """A feature extractor's or a snapshot's weights are missing or not what they should be."""
+
+
+class RunError(GanopsError):
+    """A training run cannot start, continue or go on."""
+
+
+class Interrupted(GanopsError):
+    """A signal asked the stage to stop; what could be saved was saved."""

@@ -1,0 +1,214 @@
+"""Class labels from folder names, dataset.json or labels.csv; every image has one, or preparing stops.
+
+An image name is its path below the source, with forward slashes. Names are compared in Unicode normal form C, since
+archives made on macOS spell accents in another way than tables do.
+"""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganops.errors import DataError
+
+T = TypeVar("T")
+
+TABLES = {"json": "dataset.json", "csv": "labels.csv"}  # at the source's top, by prepare.labels
+MAX_CLASSES = 65536  # a larger integer label is an identifier, not a class index
+LISTED = 10  # items that an error names
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of every image.
+
+    Attributes:
+        class_names: in the order of their indices; empty if unlabelled.
+        values: [N] int64, one per image; zeros if unlabelled.
+    """
+
+    class_names: tuple[str, ...]
+    values: NDArray[np.int64]
+
+
+def first_ten(items: Iterable[str]) -> str:
+    """The first ten items, and how many there are in all if there are more."""
+    known = list(items)
+    text = ", ".join(known[:LISTED])
+    return text if len(known) <= LISTED else f"{text}, ... ({len(known)} in all)"
+
+
+def read_labels(
+    kind: Literal["none", "folders", "json", "csv"], names: Sequence[str], read_table: Callable[[str], bytes | None]
+) -> Labels:
+    """The labels of all images.
+
+    Args:
+        kind: prepare.labels.
+        names: of the images, each once.
+        read_table: gives the content of a file at the source's top, None if there is no such file.
+    Raises:
+        DataError: images without a label, labels without an image, names that stand twice, fewer than two classes,
+            or a table that is missing or malformed.
+    """
+    if kind == "none":
+        return Labels((), np.zeros(len(names), np.int64))
+    if kind == "folders":
+        labels = folder_labels(names)
+    else:
+        table = TABLES[kind]
+        content = read_table(table)
+        if content is None:
+            raise DataError(
+                f"prepare.labels={kind}, but there is no {table} at the source's top. Add it, or change prepare.labels."
+            )
+        labels = json_labels(content, names) if kind == "json" else csv_labels(content, names)
+    found = np.unique(labels.values)
+    if len(found) < 2:
+        raise DataError(
+            f"prepare.labels={kind}, but all {len(names)} images are of one class, {labels.class_names[found[0]]}. "
+            "Set prepare.labels: none, or check where the source begins: classes are told apart at its top."
+        )
+    return labels
+
+
+def folder_labels(names: Sequence[str]) -> Labels:
+    """The first folder of each name is its class; sorted by name, or by value if all are plain numbers.
+
+    Raises:
+        DataError: an image lies in no folder.
+    """
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        what = "there are no class folders" if len(loose) == len(names) else "these images are in no class folder"
+        raise DataError(
+            f"prepare.labels=folders, but {what}: {first_ten(loose)}. Move them into one, or set prepare.labels: none."
+        )
+    classes = [name.split("/", 1)[0] for name in names]
+    return _index(classes)
+
+
+def json_labels(content: bytes, names: Sequence[str]) -> Labels:
+    """Labels from `{"labels": [["a/0.png", 6], ...]}`; the classes are called "0" to "max".
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError as error:  # also what is not UTF-8
+        raise DataError(f"dataset.json: not valid JSON ({error}).") from None
+    entries = value.get("labels") if isinstance(value, dict) else None
+    if entries is None:
+        raise DataError(
+            'dataset.json: "labels" is missing or null. Expected {"labels": [[name, integer], ...]}; '
+            "or set prepare.labels: none."
+        )
+    if not isinstance(entries, list):
+        raise DataError(f'dataset.json: "labels" is a {type(entries).__name__}, expected [[name, integer], ...].')
+    pairs = []
+    for number, entry in enumerate(entries, 1):
+        pair = entry if isinstance(entry, list) and len(entry) == 2 else [None, None]
+        name, label = pair
+        if not isinstance(name, str) or type(label) is not int or label < 0:
+            shown = json.dumps(entry, ensure_ascii=False)[:100]
+            raise DataError(f'dataset.json: entry {number} of "labels" is {shown}, expected [name, integer from 0 up].')
+        pairs.append((name, label))
+    return _numbered(_match("dataset.json", pairs, names), "dataset.json")
+
+
+def csv_labels(content: bytes, names: Sequence[str]) -> Labels:
+    """Labels from a table with the header `name,label`; UTF-8.
+
+    If all labels are integers from 0 up they are class indices, else class names, sorted.
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    pairs = []
+    try:
+        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
+        if [cell.strip() for cell in header] != ["name", "label"]:
+            raise DataError(f"labels.csv: its first line is {','.join(header)[:100]!r}, expected name,label.")
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != 2 or not row[0].strip() or not row[1].strip():
+                raise DataError(
+                    f"labels.csv, line {rows.line_num}: found {','.join(row)[:100]!r}, expected name,label."
+                )
+            pairs.append((row[0].strip(), row[1].strip()))
+    except UnicodeDecodeError as error:
+        raise DataError(f"labels.csv: not UTF-8 ({error}). Save it as UTF-8.") from None
+    except csv.Error as error:
+        raise DataError(f"labels.csv, line {rows.line_num}: not valid CSV ({error}).") from None
+    matched = _match("labels.csv", pairs, names)
+    if all(re.fullmatch(r"[0-9]{1,18}", label) for label in matched):
+        return _numbered([int(label) for label in matched], "labels.csv")
+    return _index(matched)
+
+
+def normal_name(name: str) -> str:
+    """How names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, each once, in order."""
+    seen: dict[str, int] = {}
+    for name in names:
+        key = normal_name(name)
+        seen[key] = seen.get(key, 0) + 1
+    return [name for name, count in seen.items() if count > 1]
+
+
+def _match(table: str, pairs: Sequence[tuple[str, T]], names: Sequence[str]) -> list[T]:
+    """The table's labels in the order of `names`."""
+    twice = repeated(name for name, _ in pairs)
+    if twice:
+        raise DataError(f"{table}: names that stand more than once: {first_ten(twice)}. Keep one entry each.")
+    label_of = {normal_name(name): label for name, label in pairs}
+    keys = [normal_name(name) for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if key not in label_of]
+    if missing:
+        raise DataError(
+            f"{table}: {len(missing)} of {len(names)} images have no label: {first_ten(missing)}. Names are paths "
+            "below the source. Add them, or take the images out."
+        )
+    known = set(keys)
+    absent = [name for name, _ in pairs if normal_name(name) not in known]
+    if absent:
+        raise DataError(
+            f"{table}: {len(absent)} of {len(pairs)} labels have no image: {first_ten(absent)}. Names are paths below "
+            "the source. Add the images, or take the entries out."
+        )
+    return [label_of[key] for key in keys]
+
+
+def _numbered(values: list[int], table: str) -> Labels:
+    """Class indices as they stand; a class between 0 and the largest may be empty."""
+    largest = max(values)
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"{table}: label {largest} is not a class index below {MAX_CLASSES}. Number the classes from 0 up."
+        )
+    return Labels(tuple(str(i) for i in range(largest + 1)), np.array(values, np.int64))
+
+
+def _index(classes: list[str]) -> Labels:
+    """Class names to indices in sorted order."""
+    distinct = set(classes)
+    if all(name.isascii() and name.isdigit() for name in distinct):
+        ordered = sorted(distinct, key=lambda name: (int(name), name))
+    else:
+        ordered = sorted(distinct)
+    index_of = {name: i for i, name in enumerate(ordered)}
+    return Labels(tuple(ordered), np.array([index_of[name] for name in classes], np.int64))

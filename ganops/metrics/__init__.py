@@ -1,0 +1,1 @@
+"""Feature extractors, streamed moments and distances between image sets."""

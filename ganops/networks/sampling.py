@@ -1,0 +1,106 @@
+"""Images from a generator, each a function of (seed, its index) alone: not of batch size, count or order."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganops.distributed import make_generator
+from ganops.images.pixels import to_uint8
+from ganops.networks.stylegan2_generator import Generator
+
+CPU = torch.device("cpu")
+
+
+def image_latents(seed: int, indices: Sequence[int], z_dim: int) -> Tensor:
+    """z of images `indices`: [n, z_dim] float32 on the CPU, standard normal."""
+    return torch.stack([torch.randn(z_dim, generator=make_generator(CPU, seed, "z", index)) for index in indices])
+
+
+def image_labels(seed: int, indices: Sequence[int], class_counts: Sequence[int]) -> Tensor:
+    """Classes of images `indices`, drawn by the empirical law of the real images: [n] int64 on the CPU.
+
+    Args:
+        seed: of the sample.
+        indices: image numbers.
+        class_counts: real images per class; empty for an unlabelled set (all zeros come back).
+    """
+    if not class_counts:
+        return torch.zeros(len(indices), dtype=torch.int64)
+    bounds = torch.from_numpy(np.cumsum(np.asarray(class_counts, dtype=np.int64)))
+    total = int(bounds[-1])
+    places = [torch.randint(total, [1], generator=make_generator(CPU, seed, "label", index)) for index in indices]
+    return torch.searchsorted(bounds, torch.cat(places), right=True)
+
+
+def one_hot(labels: Tensor, c_dim: int) -> Tensor:
+    """Labels [n] int64 -> c [n, c_dim] float32; [n, 0] for an unconditional network."""
+    if c_dim == 0:
+        return torch.zeros([len(labels), 0], device=labels.device)
+    return torch.nn.functional.one_hot(labels, c_dim).to(torch.float32)
+
+
+@torch.no_grad()
+def generate_images(
+    G: Generator,
+    seed: int,
+    indices: Sequence[int],
+    labels: Tensor,
+    truncation_psi: float,
+    truncation_cutoff: int | None,
+    noise_mode: str,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """The images `indices` of a seeded, endless sample, batch by batch.
+
+    Args:
+        G: on any device; used as it is (give it G_ema).
+        seed: of the sample; image i is the same for every count and batch size.
+        indices: image numbers.
+        labels: [len(indices)] int64 classes; ignored by an unconditional G.
+        truncation_psi: 1 = none (Karras et al. 2019, appendix B).
+        truncation_cutoff: truncate only the first so many layers; None = all.
+        noise_mode: "random" draws each image's noise from (seed, index); "const" and "none" as in `Generator`.
+        batch_size: images at a time. Short batches are filled up, so that every batch has the same shape.
+    Yields:
+        uint8 [n, C, H, W] on G's device, n <= batch_size, in the order of `indices`.
+    """
+    device = G.w_avg.device
+    for start in range(0, len(indices), batch_size):
+        part = list(indices[start : start + batch_size])
+        padded = part + [part[-1]] * (batch_size - len(part))
+        part_labels = labels[start : start + batch_size]
+        part_labels = torch.cat([part_labels, part_labels[-1:].expand(batch_size - len(part))])
+        z = image_latents(seed, padded, G.z_dim).to(device)
+        c = one_hot(part_labels.to(device), G.c_dim)
+        noise = [make_generator(device, seed, "noise", index) for index in padded]
+        img = G(z, c, truncation_psi, truncation_cutoff, noise_mode, noise)
+        yield to_uint8(img)[: len(part)]
+
+
+def draw_classes(
+    G: Generator, seed: int, num_classes: int, columns: int, psi: float, noise_mode: str, batch_size: int
+) -> np.ndarray:
+    """Pictures for a grid: a row of `columns` images per class, or `columns` rows when there are no classes.
+
+    Returns:
+        uint8 [rows * columns, C, H, W], row by row.
+    """
+    rows = num_classes or columns
+    labels = torch.arange(rows).repeat_interleave(columns) if num_classes else torch.zeros(rows * columns).long()
+    parts = generate_images(G, seed, range(rows * columns), labels, psi, None, noise_mode, batch_size)
+    return torch.cat([part.cpu() for part in parts]).numpy()
+
+
+def draw_truncation_sweep(
+    G: Generator, seed: int, num_classes: int, columns: int, psis: Sequence[float], batch_size: int
+) -> np.ndarray:
+    """The same `columns` latents at each psi, one row per psi; classes in turn along a row. Constant noise.
+
+    Returns:
+        uint8 [len(psis) * columns, C, H, W], row by row.
+    """
+    labels = torch.arange(columns) % max(num_classes, 1)
+    rows = [generate_images(G, seed, range(columns), labels, psi, None, "const", batch_size) for psi in psis]
+    return torch.cat([part.cpu() for row in rows for part in row]).numpy()

@@ -1,0 +1,1 @@
+"""Training: losses, schedule, EMA, the run directory, logs and the loop."""

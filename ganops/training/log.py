@@ -1,0 +1,174 @@
+"""What a run tells of itself: history.csv, metrics.json, the status line, TensorBoard. Nothing here is read back
+by training; resuming cuts the history back to the state's tick.
+"""
+
+import csv
+import io
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ganops.entry import say
+from ganops.files import copy_file, write_bytes, write_json
+
+# One row per tick. Means over the tick's images, except: nimg to metric_digest, which are values at its end.
+COLUMNS = (
+    "tick",
+    "nimg",
+    "kimg",
+    "G_loss",
+    "D_loss",
+    "real_logits",
+    "fake_logits",
+    "real_sign",
+    "fake_sign",
+    "r1_penalty",
+    "pl_penalty",
+    "pl_mean",
+    "G_grad_norm",
+    "D_grad_norm",
+    "nonfinite_steps",
+    "G_lr",
+    "D_lr",
+    "ema_beta",
+    "sec_per_kimg",
+    "cpu_mem_gb",
+    "gpu_mem_gb",
+    "distance",
+    "metric",
+    "metric_digest",
+)
+
+
+def read_history(path: Path, ticks: int) -> list[dict[str, str]]:
+    """The rows of the first `ticks` ticks; [] without a file. A last row cut short by a crash is not among them."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric_digest"] is not None]
+    return [row for row in rows if int(row["tick"]) <= ticks]
+
+
+def format_duration(seconds: float) -> str:
+    """1d 02h 03m, 2h 03m, 3m 05s or 7s."""
+    seconds = round(seconds)
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d {hours % 24:02d}h {minutes % 60:02d}m"
+    if hours:
+        return f"{hours}h {minutes % 60:02d}m"
+    return f"{minutes}m {seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+class RunLog:
+    """Writes a run's rows, numbers and lines; on a terminal also a bar of the images shown."""
+
+    def __init__(self, run_path: Path, results: Path, ticks: int, nimg: int, end: int) -> None:
+        """
+        Args:
+            run_path: the run directory, where everything is kept.
+            results: results/train, where DVC and people look.
+            ticks: ticks that the state has completed; later rows of an interrupted run are dropped.
+            nimg: images shown so far.
+            end: images at the end.
+        """
+        self.run_path = run_path
+        self.results = results
+        self.end = end
+        self.rows: list[dict[str, Any]] = list(read_history(run_path / "history.csv", ticks))
+        self.writer = SummaryWriter(str(run_path / "tensorboard"), purge_step=nimg + 1)
+        self.bar = tqdm(
+            total=end, initial=nimg, desc="train", unit="img", unit_scale=True, dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._write_history()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+
+    def add_row(self, row: dict[str, Any], seconds: float, started_nimg: int) -> None:
+        """Writes a tick's row everywhere and says its status line.
+
+        Args:
+            row: COLUMNS -> value; None for what was not measured.
+            seconds: since training started or resumed in this process.
+            started_nimg: images shown when it did.
+        """
+        self.rows.append({name: _text(row[name]) for name in COLUMNS})
+        self._write_history()
+        write_json(self.results / "metrics.json", self._summary(row))
+        for name in COLUMNS[3:-2]:
+            if row[name] is not None:
+                self.writer.add_scalar(_TENSORBOARD.get(name, f"Progress/{name}"), row[name], row["nimg"])
+        self.writer.flush()
+        done = row["nimg"] - started_nimg
+        eta = seconds / done * (self.end - row["nimg"]) if done else 0.0
+        line = (
+            f"tick {row['tick']:<5d} kimg {row['kimg']:<8g} time {format_duration(seconds):<11s} "
+            f"sec/kimg {row['sec_per_kimg']:<7.2f} eta {format_duration(eta):<11s} "
+            f"G {row['G_loss']:<6.3f} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
+        )
+        if row["distance"] is not None:
+            line += f"  {row['metric']} {row['distance']:.2f}"
+        say(line)
+
+    def add_picture(self, path: Path) -> None:
+        """Copies a picture of the run directory to its place under results/train."""
+        copy_file(path, self.results / path.relative_to(self.run_path))
+
+    def _write_history(self) -> None:
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        content = text.getvalue().encode()
+        write_bytes(self.run_path / "history.csv", content)
+        write_bytes(self.results / "history.csv", content)
+
+    def _summary(self, row: dict[str, Any]) -> dict[str, Any]:
+        measured = [(float(old["distance"]), float(old["kimg"])) for old in self.rows if old["distance"] != ""]
+        summary = {key: row[key] for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg")}
+        summary = {key: value if math.isfinite(value) else None for key, value in summary.items()}
+        if measured:
+            best = min(measured)
+            summary |= {"distance": measured[-1][0], "best_distance": best[0], "best_kimg": best[1]}
+        return summary
+
+
+_TENSORBOARD = {
+    "G_loss": "Loss/G/loss",
+    "D_loss": "Loss/D/loss",
+    "real_logits": "Loss/scores/real",
+    "fake_logits": "Loss/scores/fake",
+    "real_sign": "Loss/signs/real",
+    "fake_sign": "Loss/signs/fake",
+    "r1_penalty": "Loss/r1_penalty",
+    "pl_penalty": "Loss/pl_penalty",
+    "sec_per_kimg": "Timing/sec_per_kimg",
+    "cpu_mem_gb": "Resources/cpu_mem_gb",
+    "gpu_mem_gb": "Resources/peak_gpu_mem_gb",
+    "distance": "Metrics/distance",
+}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def memory_gb(device: torch.device) -> tuple[float, float]:
+    """Peak resident memory of this process and peak allocated memory of its GPU since the last call, in 10^9 bytes."""
+    cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kilobytes on Linux (getrusage(2))
+    if device.type != "cuda":
+        return cpu, 0.0
+    gpu = torch.cuda.max_memory_allocated(device) / 1e9
+    torch.cuda.reset_peak_memory_stats(device)
+    return cpu, gpu

@@ -1,0 +1,211 @@
+"""One training step: Gmain, every k-th step Gpl, Dmain, every k-th step Dr1, then G_ema.
+
+Source: Karras et al. 2020 (StyleGAN2), sections 3.1 and 3.2. A batch is dealt in micro-batches of batch_gpu images;
+gradients are averaged over them. Every draw is a function of (seed, phase, nimg, micro-batch).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ganops.config import TrainParams
+from ganops.distributed import make_generator
+from ganops.images.dataset import Batch
+from ganops.images.pixels import to_float
+from ganops.networks.sampling import one_hot
+from ganops.training.ema import update_ema
+from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
+from ganops.training.schedule import adam_values, ema_beta, lr_factor, phase_is_due
+from ganops.training.state import TrainingState
+
+CPU = torch.device("cpu")
+
+
+def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_counts: Sequence[int]) -> None:
+    """Trains on one batch in place and advances `state.nimg`. Never waits for the GPU.
+
+    Args:
+        state: everything that changes.
+        params: section `train`.
+        batch: uint8 images [batch_size, C, H, W] and their labels, on the CPU.
+        class_counts: the empirical law that labels of fakes are drawn by.
+    """
+    set_learning_rates(state, params)
+    reals = [real_micro_batch(state, params, batch, index) for index in range(params.batch_size // params.batch_gpu)]
+    nonfinite = gmain_phase(state, params, class_counts)
+    if params.pl_weight and phase_is_due(state.nimg, params.batch_size, params.pl_interval):
+        nonfinite |= gpl_phase(state, params, class_counts)
+    nonfinite |= dmain_phase(state, params, class_counts, reals)
+    if params.r1_gamma and phase_is_due(state.nimg, params.batch_size, params.r1_interval):
+        nonfinite |= dr1_phase(state, params, reals)
+    state.nonfinite_steps.copy_(torch.where(nonfinite, state.nonfinite_steps + 1, 0))
+    state.nimg += params.batch_size
+    update_ema(state.G_ema, state.G, ema_beta(state.nimg, params.batch_size, params.ema_kimg, params.ema_rampup))
+
+
+def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
+    """G against D. Returns whether a gradient was not finite, like each phase."""
+    losses = _Accumulator(state, params)
+    state.D.requires_grad_(False)
+    for index in range(params.batch_size // params.batch_gpu):
+        latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
+        rng = make_generator(state.device, params.seed, "Gmain", "noise", state.nimg, index)
+        losses.add(gmain_loss(state.G, state.D, latents, "random", rng), gain=1.0)
+    state.D.requires_grad_(True)
+    losses.move_w_avg()
+    return _apply(state, state.G, state.G_opt, "G_grad_norm")
+
+
+def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
+    """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
+    count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
+    losses = _Accumulator(state, params)
+    for index in range(params.batch_size // params.batch_gpu):
+        latents = draw_latents(state, params, "Gpl", index, count, class_counts)
+        rng = make_generator(state.device, params.seed, "Gpl", "noise", state.nimg, index)
+        shape = [count, state.G.img_channels, state.G.resolution, state.G.resolution]
+        pl_noise = torch.randn(shape, device=state.device, generator=rng)
+        phase_loss = gpl_loss(
+            state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng
+        )
+        losses.add(phase_loss, gain=float(params.pl_interval))
+    losses.move_w_avg()
+    losses.move_pl_mean()
+    return _apply(state, state.G, state.G_opt, None)
+
+
+def dmain_phase(
+    state: TrainingState, params: TrainParams, class_counts: Sequence[int], reals: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """D on fakes and reals."""
+    losses = _Accumulator(state, params)
+    for index, (real_img, real_c) in enumerate(reals):
+        latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, class_counts)
+        rng = make_generator(state.device, params.seed, "Dmain", "noise", state.nimg, index)
+        losses.add(dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng), gain=1.0)
+    losses.move_w_avg()
+    return _apply(state, state.D, state.D_opt, "D_grad_norm")
+
+
+def dr1_phase(state: TrainingState, params: TrainParams, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """R1 penalty of D on the step's reals, `r1_interval` times as strong since it runs so much more rarely."""
+    losses = _Accumulator(state, params)
+    for real_img, real_c in reals:
+        losses.add(dr1_loss(state.D, real_img, real_c, params.r1_gamma), gain=float(params.r1_interval))
+    return _apply(state, state.D, state.D_opt, None)
+
+
+def real_micro_batch(state: TrainingState, params: TrainParams, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+    """Reals of one micro-batch on the device: img [batch_gpu, C, H, W] in [-1, 1], flipped by chance, and c."""
+    part = slice(index * params.batch_gpu, (index + 1) * params.batch_gpu)
+    img = to_float(batch.images[part].to(state.device, non_blocking=True))
+    if params.xflip:
+        rng = make_generator(CPU, params.seed, "xflip", state.nimg, index)
+        flip = torch.randint(2, [params.batch_gpu, 1, 1, 1], generator=rng).to(state.device, torch.bool)
+        img = torch.where(flip, img.flip(3), img)
+    return img, one_hot(batch.labels[part].to(state.device, non_blocking=True), state.G.c_dim)
+
+
+def draw_latents(
+    state: TrainingState, params: TrainParams, phase: str, index: int, count: int, class_counts: Sequence[int]
+) -> Latents:
+    """z, labels by the empirical law, and by chance a second z with a cut-off, for one micro-batch of a phase.
+
+    Style mixing has one cut-off per micro-batch, uniform in 1 ... num_ws - 1 (Karras et al. 2019, section 3.1).
+    """
+    rng = make_generator(CPU, params.seed, phase, state.nimg, index)
+    z = torch.randn([count, params.z_dim], generator=rng)
+    labels = torch.zeros(count, dtype=torch.int64)
+    if state.G.c_dim:
+        bounds = torch.tensor(class_counts, dtype=torch.int64).cumsum(0)
+        places = torch.randint(int(bounds[-1]), [count], generator=rng)
+        labels = torch.searchsorted(bounds, places, right=True)
+    z_mixed, cutoff = None, None
+    if torch.rand([], generator=rng) < params.style_mixing_prob:
+        cutoff = int(torch.randint(1, state.G.num_ws, [], generator=rng))
+        z_mixed = torch.randn([count, params.z_dim], generator=rng).to(state.device)
+    c = one_hot(labels.to(state.device), state.G.c_dim)
+    return Latents(z.to(state.device), c, z_mixed, cutoff)
+
+
+class _Accumulator:
+    """Gradients, logged sums and running means of one phase, over its micro-batches in their order."""
+
+    def __init__(self, state: TrainingState, params: TrainParams) -> None:
+        self.state = state
+        self.params = params
+        self.micro_batches = params.batch_size // params.batch_gpu
+        self.w_means: list[Tensor] = []
+        self.pl_lengths: list[Tensor] = []
+
+    def add(self, phase_loss: PhaseLoss, gain: float) -> None:
+        """Backpropagates one micro-batch's mean loss, as its share of the batch."""
+        (phase_loss.loss.mean() * (gain / self.micro_batches)).backward()  # type: ignore[no-untyped-call]
+        for name, values in phase_loss.stats.items():
+            total = torch.stack([torch.tensor(values.numel(), device=values.device), values.sum()]).double()
+            old = self.state.sums.get(name)
+            self.state.sums[name] = total if old is None else old + total
+        if phase_loss.w_mean is not None:
+            self.w_means.append(phase_loss.w_mean)
+        if phase_loss.pl_length_mean is not None:
+            self.pl_lengths.append(phase_loss.pl_length_mean)
+
+    def move_w_avg(self) -> None:
+        """Moves w_avg once per phase, by the mean over all micro-batches."""
+        self.state.G.w_avg.lerp_(torch.stack(self.w_means).mean(0), 1.0 - self.params.w_avg_beta)
+
+    def move_pl_mean(self) -> None:
+        """Moves pl_mean once per phase, by the mean over all micro-batches."""
+        self.state.pl_mean.lerp_(torch.stack(self.pl_lengths).mean(), self.params.pl_decay)
+
+
+def _apply(state: TrainingState, network: nn.Module, optimizer: torch.optim.Adam, norm_name: str | None) -> Tensor:
+    """One Adam step. NaN counts as 0 and infinity as 1e5, but the caller learns that it happened.
+
+    Source of the two numbers: the StyleGAN2-ADA training loop. The norm is infinite or NaN if any gradient is.
+    """
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    nonfinite = ~torch.isfinite(norm)
+    if norm.device.type == "cuda" or nonfinite:  # asking the GPU would wait for it; on finite numbers this is identity
+        for gradient in gradients:
+            torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if norm_name is not None:
+        one = torch.ones([], dtype=torch.float64, device=norm.device)
+        total = torch.stack([one, norm.double()])
+        state.sums[norm_name] = state.sums[norm_name] + total if norm_name in state.sums else total
+    return nonfinite
+
+
+def set_learning_rates(state: TrainingState, params: TrainParams) -> None:
+    """Learning rates of this step: the values of lazy regularisation times the warm-up."""
+    factor = lr_factor(state.nimg, params.lr_rampup_kimg)
+    G_adam = adam_values(params, params.G_lr, params.pl_weight > 0, params.pl_interval)
+    D_adam = adam_values(params, params.D_lr, params.r1_gamma > 0, params.r1_interval)
+    for optimizer, values in ((state.G_opt, G_adam), (state.D_opt, D_adam)):
+        optimizer.param_groups[0]["lr"] = values.lr * factor
+
+
+def tick_means(state: TrainingState, params: TrainParams) -> dict[str, float | int | None]:
+    """The tick's columns of history.csv from `state.sums`; None for a phase that did not run in it."""
+    means = {name: float(total[1] / total[0]) for name, total in state.sums.items()}
+    return {
+        "G_loss": means["Loss/G/loss"],
+        "D_loss": means["Loss/D/loss"],
+        "real_logits": means["Loss/scores/real"],
+        "fake_logits": means["Loss/scores/fake"],
+        "real_sign": means["Loss/signs/real"],
+        "fake_sign": means["Loss/signs/fake"],
+        "r1_penalty": means.get("Loss/r1_penalty"),
+        "pl_penalty": means.get("Loss/pl_penalty"),
+        "pl_mean": float(state.pl_mean),
+        "G_grad_norm": means["G_grad_norm"],
+        "D_grad_norm": means["D_grad_norm"],
+        "nonfinite_steps": int(state.nonfinite_steps),
+        "G_lr": state.G_opt.param_groups[0]["lr"],
+        "D_lr": state.D_opt.param_groups[0]["lr"],
+        "ema_beta": ema_beta(state.nimg, params.batch_size, params.ema_kimg, params.ema_rampup),
+    }

@@ -1,0 +1,1 @@
+"""The stages of the pipeline, one thin entry point each; dvc.yaml calls them."""

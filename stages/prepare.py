@@ -1,0 +1,19 @@
+"""Stage prepare: raw images to shards."""
+
+from pathlib import Path
+
+from ganops.entry import Stage, run_stage, say
+from ganops.images.prepare import prepare
+
+
+def main(stage: Stage) -> None:
+    params = stage.params.prepare
+    target = stage.path("shards")
+    index = prepare(Path(params.source), target, params, stage.params.run.workers)
+    classes = f"{index.num_classes} classes" if index.class_names else "unlabelled"
+    shape = f"{index.resolution}x{index.resolution}x{index.channels}"
+    say(f"prepare: {index.num_images} images {shape}, {classes}, {len(index.shards)} shards in {target}")
+
+
+if __name__ == "__main__":
+    run_stage("prepare", main)

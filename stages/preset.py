@@ -1,0 +1,38 @@
+"""Puts a preset in place of params.yaml: `python -m stages.preset presets/cifar10.yaml`.
+
+Refuses when params.yaml has edits that are not committed: they would be lost.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ganops.config import load_params
+from ganops.errors import GanopsError, ParamsError
+from ganops.files import copy_file
+
+PARAMS = Path("params.yaml")
+
+
+def put_in_place(preset: Path) -> None:
+    """Copies a checked preset over params.yaml.
+
+    Raises:
+        ParamsError: the preset is missing or wrong, or params.yaml has edits that git does not hold.
+    """
+    load_params(preset)
+    if PARAMS.exists() and PARAMS.read_bytes() != preset.read_bytes():
+        committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+        if committed.returncode or committed.stdout != PARAMS.read_bytes():
+            raise ParamsError(f"{PARAMS} has edits that are not committed. Commit them, or `git checkout {PARAMS}`.")
+    copy_file(preset, PARAMS)
+    print(f"params.yaml is now {preset}. Look at prepare.source, then run `dvc repro`.")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m stages.preset presets/NAME.yaml")
+    try:
+        put_in_place(Path(sys.argv[1]))
+    except GanopsError as error:
+        sys.exit(f"preset: {error}")

@@ -1,0 +1,19 @@
+"""train: data/shards and data/stats.npz -> models/ and results/train."""
+
+from ganops.entry import Stage, run_stage
+from ganops.training.loop import Outputs, train
+
+
+def main(stage: Stage) -> None:
+    """Trains, or continues what was begun, until train.total_kimg."""
+    outputs = Outputs(
+        last=stage.path("last.safetensors"),
+        best=stage.path("best.safetensors"),
+        state=stage.path("state.safetensors"),
+        results=stage.path("metrics.json").parent,
+    )
+    train(stage.params, stage.path("shards"), stage.path("stats.npz"), outputs, stage.root)
+
+
+if __name__ == "__main__":
+    run_stage("train", main)

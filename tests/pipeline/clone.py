@@ -1,0 +1,142 @@
+"""A temporary git and DVC repository with this project's files and a tiny pipeline, driven as a user would."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_SEC = 240
+
+
+def environment() -> dict[str, str]:
+    """The caller's, with this interpreter's `python` and `dvc` first on the PATH, one thread, and a git author."""
+    names = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b.c",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b.c",
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, **names, "PATH": path, "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A temporary repository."""
+
+    path: Path
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command in its own process group, its output together."""
+        return subprocess.Popen(
+            command, cwd=self.path, env=environment(), text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        """Runs a command to its end; its output. Fails the test unless it ends as expected."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=TIMEOUT_SEC)
+        assert (process.returncode == 0) == ok, f"{' '.join(command)}: exit {process.returncode}\n{output}"
+        return output
+
+    def dvc(self, *arguments: str, ok: bool = True) -> str:
+        return self.run("dvc", *arguments, ok=ok)
+
+    def stage(self, name: str, ok: bool = True) -> str:
+        """Runs a stage without DVC."""
+        return self.run(sys.executable, "-m", f"stages.{name}", ok=ok)
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", "test")
+
+    def set(self, **values: Any) -> None:
+        """Edits params.yaml by hand: set(train__total_kimg=4)."""
+        path = self.path / "params.yaml"
+        text = path.read_text()
+        for name, value in values.items():
+            section, key = name.split("__")
+            head, body = text.split(f"\n{section}:", 1) if not text.startswith(f"{section}:") else ("", text)
+            body, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {json.dumps(value)}", body, count=1)
+            assert count == 1, name
+            text = f"{head}\n{section}:{body}" if head else body
+        path.write_text(text)
+
+    def models(self) -> dict[str, str]:
+        """sha256 of each published model."""
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.path / "models").iterdir()}
+
+    def kimgs(self) -> list[float]:
+        """kimg of each row of the history."""
+        lines = (self.path / "results" / "train" / "history.csv").read_text().splitlines()
+        column = lines[0].split(",").index("kimg")
+        return [float(line.split(",")[column]) for line in lines[1:]]
+
+    def states(self) -> list[Path]:
+        return sorted((self.path / "runs").glob("*/states/*.safetensors"))
+
+    def remove_runs(self) -> None:
+        shutil.rmtree(self.path / "runs", ignore_errors=True)
+
+
+def stages_run(output: str) -> list[str]:
+    """Which stages `dvc repro` really ran."""
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """Waits until a condition holds; fails when the process ends before, or after TIMEOUT_SEC."""
+    deadline = time.monotonic() + TIMEOUT_SEC
+    while not condition():
+        if process is not None and process.poll() is not None:
+            output = process.stdout.read() if process.stdout else ""
+            raise AssertionError(f"ended with {process.returncode} before what was waited for\n{output}")
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def trainers(clone: Clone) -> list[int]:
+    """Process ids of train stages that run in the clone."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            folder = (entry / "cwd").readlink()
+        except OSError:
+            continue
+        if b"stages.train" in command and str(folder).startswith(str(clone.path)):
+            found.append(int(entry.name))
+    return found
+
+
+def copy_project(target: Path) -> Clone:
+    """The project's files as they are in the working tree, with the tiny pipeline, committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        source = ROOT / name
+        if (
+            source.is_file()
+            and not name.startswith(("docs/", "bench/", "tests/golden/", "results/"))
+            and name != "dvc.lock"
+        ):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target / name)
+    shutil.copy(ROOT / "tests" / "pipeline" / "params.yaml", target / "params.yaml")
+    clone = Clone(target)
+    clone.run("git", "init", "-q", "-b", "main")
+    return clone

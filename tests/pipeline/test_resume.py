@@ -1,0 +1,162 @@
+"""Killed, interrupted, truncated, doubled: training goes on and ends with the same bytes."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.clone import Clone, stages_run, trainers, wait_for
+
+Copy = Callable[..., Clone]
+
+
+def start_over(clone: Clone) -> None:
+    """Forgets the run, so that training starts at kimg 0."""
+    clone.remove_runs()
+    (clone.path / "dvc.lock").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("way", ["repro", "exp run"])
+def test_sigkill_then_the_same_command(copy: Copy, finished: Clone, way: str) -> None:
+    clone = copy()
+    start_over(clone)
+    process = clone.start("dvc", *way.split())
+    wait_for(lambda: len(clone.states()) >= 2, process)
+    for pid in trainers(clone):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    interrupted_at = int(clone.states()[-1].stem)
+    assert interrupted_at < 2000
+    output = clone.dvc(*way.split())
+    assert f"continues at kimg {interrupted_at / 1000:g}" in output
+    assert clone.models() == finished.models()
+    assert clone.kimgs() == finished.kimgs()
+
+
+def test_sigkill_at_many_moments(copy: Copy, finished: Clone) -> None:
+    """Directly on the stage, killed again and again, a little later each time."""
+    clone = copy()
+    start_over(clone)
+    for kill in range(4):
+        process = clone.start(sys.executable, "-m", "stages.train")
+        wait_for(lambda goal=300 * kill + 100: any(int(path.stem) >= goal for path in clone.states()), process)  # type: ignore[misc]
+        process.kill()
+        process.wait()
+    clone.stage("train")
+    assert clone.models() == finished.models()
+    assert clone.kimgs() == finished.kimgs()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 143), (signal.SIGTERM, 143)])
+def test_signals_save_first_and_exit_non_zero(copy: Copy, finished: Clone, number: signal.Signals, code: int) -> None:
+    clone = copy()
+    start_over(clone)
+    clone.set(run__state_kimg=1000)
+    process = clone.start(sys.executable, "-m", "stages.train")
+    wait_for(lambda: (clone.path / "results" / "train" / "metrics.json").exists() and bool(trainers(clone)), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"stopped by {number.name}; the state at kimg" in output
+    assert len(clone.states()) == 1
+    clone.stage("train")
+    assert clone.models() == finished.models()
+
+
+def test_nothing_trains_on_when_dvc_is_killed(copy: Copy) -> None:
+    clone = copy()
+    start_over(clone)
+    process = clone.start("dvc", "repro")
+    wait_for(lambda: len(clone.states()) >= 1, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not trainers(clone))
+    assert len(clone.states()) >= 1
+
+
+def test_ctrl_c_under_dvc_is_not_recorded_as_done(copy: Copy) -> None:
+    clone = copy()
+    start_over(clone)
+    process = clone.start("dvc", "repro")
+    wait_for(lambda: len(clone.states()) >= 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "sample" not in stages_run(output)
+    assert "stages:\n  train" not in (clone.path / "dvc.lock").read_text()
+    assert "\n  train:" not in (clone.path / "dvc.lock").read_text()
+
+
+def test_a_truncated_newest_state_falls_back(copy: Copy, finished: Clone) -> None:
+    clone = copy()
+    newest = clone.states()[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    output = clone.stage("train")
+    assert f"{newest.name}: not a whole training state" in output
+    assert "continues at kimg 1." in output
+    assert clone.models() == finished.models()
+
+
+def test_two_trainers_of_one_run_take_turns(copy: Copy, finished: Clone) -> None:
+    clone = copy()
+    start_over(clone)
+    first = clone.start(sys.executable, "-m", "stages.train")
+    wait_for(lambda: len(clone.states()) >= 1, first)
+    second = clone.stage("train")
+    assert f"is in use by pid {first.pid}; waiting" in second
+    assert first.wait(timeout=60) == 0
+    assert "was reached before; nothing to train" in second
+    assert clone.models() == finished.models()
+
+
+def test_changed_code_stops_before_the_first_step(copy: Copy) -> None:
+    clone = copy()
+    models = clone.models()
+    with (clone.path / "ganops" / "training" / "ema.py").open("a") as file:
+        file.write("\n# a remark\n")
+    clone.set(train__total_kimg=2.5)
+    output = clone.stage("train", ok=False)
+    assert "the code changed since this run reached kimg 2: ganops.training.ema" in output
+    assert "run.fresh" in output
+    assert clone.models() == models
+    digest = output.split("run.accept_code: ")[1].split()[0]
+    clone.set(run__accept_code=digest)
+    output = clone.stage("train")
+    assert "continuing with changed code" in output
+    assert "continues at kimg 2" in output
+    clone.set(run__accept_code="", train__total_kimg=3)
+    assert "continues at kimg 2.512" in clone.stage("train")
+    header = (clone.path / "models" / "last.safetensors").read_bytes()[:20_000]
+    assert b"accepted_code" in header
+    assert b"ganops.training.ema" in header
+
+
+def test_fresh_starts_over(copy: Copy, finished: Clone) -> None:
+    clone = copy()
+    clone.set(run__fresh=1)
+    assert "train: starts" in clone.stage("train")
+    networks = {name: digest for name, digest in clone.models().items() if name != "x"}
+    assert networks.keys() == finished.models().keys()
+
+
+@pytest.mark.parametrize("key", ["seed", "G_lr", "r1_gamma", "xflip", "batch_gpu", "ema_kimg"])
+def test_other_values_never_continue_from_stale_state(copy: Copy, key: str) -> None:
+    clone = copy()
+    values = {"seed": 1, "G_lr": 0.001, "r1_gamma": 1.0, "xflip": False, "batch_gpu": 16, "ema_kimg": 2.0}
+    clone.set(**{f"train__{key}": values[key], "train__total_kimg": 0.5})
+    assert "train: starts, ends at kimg 0.512" in clone.stage("train")
+
+
+def test_other_data_never_continues_from_stale_state(copy: Copy) -> None:
+    clone = copy()
+    index = Path(clone.path / "data" / "shards" / "index.json")
+    clone.set(prepare__resize_filter="box")
+    clone.stage("prepare")
+    assert index.exists()
+    output = clone.stage("train", ok=False)
+    assert "data_digest" in output
+    assert "dvc repro" in output

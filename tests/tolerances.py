@@ -1,0 +1,56 @@
+"""The one table of tolerances. A test that compares numbers takes its tolerance from here, by name.
+
+An error is relative to the largest magnitude in the expected array: max |a - b| / max |b|.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+TOLERANCES: dict[str, float] = {
+    # float64 against golden numbers made by another order of the same operations; measured 1e-15 to 1e-13.
+    "golden_float64": 1e-10,
+    # float32 against golden float32 numbers: rounding of 2^-24, summed over a dozen layers; measured 1e-6 to 3e-5.
+    "golden_float32": 1e-4,
+    # Golden filters are stored in float32, ours are rounded from float64 once: one unit in the last place.
+    "filter_float32": 1.2e-7,
+    # Fast op against its reference twin, both float64: other order of sums; measured 1e-16 to 1e-14.
+    "twin_float64": 1e-12,
+    # The same in float32.
+    "twin_float32": 1e-5,
+    # Low precision on CPU: 8 bits of mantissa (bfloat16), a sum of rounded terms.
+    "twin_bfloat16": 2e-2,
+    # 11 bits of mantissa (float16), three layers of a small network.
+    "network_float16": 3e-2,
+    # 8 bits of mantissa, three layers of a small network.
+    "network_bfloat16": 1e-1,
+    # torch against an explicit numpy loop, both float64.
+    "loop_float64": 1e-12,
+    # A derivative against central differences with step 1e-6 in float64.
+    "central_difference": 1e-6,
+    # Closed forms in float64.
+    "closed_form_float64": 1e-12,
+}
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """max |actual - expected| / max |expected|, in float64; infinite where shapes or finiteness differ."""
+    a, b = (
+        x.detach().to("cpu", torch.float64).numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
+        for x in (actual, expected)
+    )
+    if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+        return float("inf")
+    if not a.size:
+        return 0.0
+    scale = float(np.abs(b).max())
+    return float(np.abs(a - b).max()) / (scale or 1.0)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: str, what: str = "") -> None:
+    """Fails with the measured error if it is above the named tolerance."""
+    error = relative_error(actual, expected)
+    assert error <= TOLERANCES[tolerance], (
+        f"{what}: relative error {error:.3g} > {TOLERANCES[tolerance]:g} ({tolerance})"
+    )

@@ -1,0 +1,112 @@
+"""params.yaml's schema: every mistake ends in one line that names the key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ganops.config import Params, load_params
+from ganops.errors import ParamsError
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+def write(path: Path, changes: dict[str, Any]) -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name, value in changes.items():
+        section, key = name.split(".")
+        values[section][key] = value
+    (path / "params.yaml").write_text(yaml.safe_dump(values))
+    return path / "params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.r1_gama": 1.0}, r"train\.r1_gama is not a known key. Did you mean train\.r1_gamma\?"),
+        (
+            {"train.batch_size": 30, "train.batch_gpu": 4},
+            "batch_size=30 is not a multiple of train.batch_gpu=4. Use 28 or 32",
+        ),
+        ({"prepare.resolution": 24}, "resolution=24 is not a power of two"),
+        ({"prepare.resolution": 4}, "resolution=4 is not a power of two from 8 up.*use 8 or 16"),
+        ({"train.batch_size": "32"}, "train.batch_size='32'"),
+        ({"train.seed": True}, "train.seed=True"),
+        ({"train.style_mixing_prob": 1.5}, "train.style_mixing_prob=1.5"),
+        ({"train.mbstd_group_size": 5}, "is not a multiple of train.mbstd_group_size=5"),
+        ({"train.metric_kimg": 10}, "train.metric_kimg=10 is not a multiple of train.tick_kimg=3"),
+        ({"train.total_kimg": 61}, "train.total_kimg=61 is not a multiple"),
+        ({"train.tick_kimg": 0.01, "train.total_kimg": 1}, "is less than one batch"),
+        ({"prepare.labels": "none"}, "train.conditional=true needs labels"),
+        ({"fid.num_fake": 5000}, "fid.num_fake=5000 is more than sample.count"),
+        ({"train.metric_kimg": 0, "sample.snapshot": "best"}, "sample.snapshot=best"),
+        ({"train.precision": "bfloat16"}, "low_precision_resolutions=0"),
+        ({"train.channel_base": 8}, "channel_base=8"),
+        ({"train.total_kimg": float("inf")}, "train.total_kimg=inf"),
+        ({"run.accept_code": "yes"}, "run.accept_code='yes'"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message) as error:
+        load_params(write(tmp_path, changes))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del values["train"]["seed"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ParamsError, match=r"train\.seed is missing"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "just text", "a: [1", "- 1"])
+def test_not_a_params_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="not found"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_key_twice_is_an_error(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("  z_dim: 64\n", "  z_dim: 64\n  z_dim: 32\n")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match="z_dim stands twice"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_numbers_as_dvc_writes_them(tmp_path: Path) -> None:
+    """`dvc exp run -S train.eps=1e-8` writes 1e-08, which YAML 1.1 reads as text."""
+    text = (ROOT / "params.yaml").read_text().replace("eps: 1.0e-08", "eps: 1e-08")
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_params(tmp_path / "params.yaml").train.eps == 1e-8
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_complete(path: Path) -> None:
+    params = load_params(path)
+    assert set(params.model_dump()) == set(Params.model_fields)
+
+
+def test_presets_exist() -> None:
+    assert {path.stem for path in PRESETS} >= {"digits", "cifar10", "ffhq256", "ffhq1024"}
+
+
+def test_params_yaml_is_the_digits_preset() -> None:
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets" / "digits.yaml").read_text()
+
+
+def test_the_docs_table_is_the_schema() -> None:
+    """docs/params.md lists every key once, in the schema's order."""
+    listed = [
+        line.split("`")[1] for line in (ROOT / "docs" / "params.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    sections = {name: field.annotation for name, field in Params.model_fields.items()}
+    expected = [f"{name}.{key}" for name, section in sections.items() if section for key in section.model_fields]
+    assert listed == expected

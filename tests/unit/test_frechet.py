@@ -1,0 +1,72 @@
+"""The Fréchet distance against closed forms, scipy, and the nuclear norm, also for singular covariances."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from numpy.typing import NDArray
+
+from ganops.metrics.frechet import frechet_distance
+
+Array = NDArray[np.float64]
+
+
+def gaussian(seed: int, dim: int, rows: int) -> tuple[Array, Array, Array]:
+    """Mean, covariance and centred, scaled rows of a sample: covariance = rows^T rows."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, dim)) @ rng.standard_normal((dim, dim)) / dim**0.5 + rng.standard_normal(dim)
+    centred = (x - x.mean(0)) / (rows - 1) ** 0.5
+    return x.mean(0), centred.T @ centred, centred
+
+
+def by_nuclear_norm(one: tuple[Array, Array, Array], two: tuple[Array, Array, Array]) -> float:
+    """tr (S1 S2)^(1/2) is the nuclear norm of X1 X2^T for S = X^T X."""
+    norm = scipy.linalg.svdvals(one[2] @ two[2].T).sum()
+    return float(((one[0] - two[0]) ** 2).sum() + np.trace(one[1]) + np.trace(two[1]) - 2 * norm)
+
+
+@pytest.mark.parametrize(("rows1", "rows2"), [(300, 400), (20, 400), (20, 30), (400, 5), (64, 64)])
+def test_equals_the_nuclear_norm_also_for_singular_covariances(rows1: int, rows2: int) -> None:
+    one, two = gaussian(1, 64, rows1), gaussian(2, 64, rows2)
+    assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(by_nuclear_norm(one, two), rel=1e-10)
+
+
+def test_equals_scipys_root() -> None:
+    one, two = gaussian(1, 64, 500), gaussian(2, 64, 500)
+    root = scipy.linalg.sqrtm(one[1] @ two[1]).real
+    expected = ((one[0] - two[0]) ** 2).sum() + np.trace(one[1] + two[1] - 2 * root)
+    assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_commuting_covariances_have_a_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((32, 32)))
+    a, b = rng.random(32), rng.random(32)
+    mu1, mu2 = rng.standard_normal((2, 32))
+    value = frechet_distance(mu1, basis @ np.diag(a) @ basis.T, mu2, basis @ np.diag(b) @ basis.T)
+    assert value == pytest.approx(((mu1 - mu2) ** 2).sum() + ((a**0.5 - b**0.5) ** 2).sum(), rel=1e-11)
+
+
+def test_one_dimension() -> None:
+    value = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]]))
+    assert value == pytest.approx(4 + (2 - 3) ** 2)
+
+
+def test_identical_sets_are_at_zero() -> None:
+    mu, sigma, _ = gaussian(3, 64, 20)
+    assert abs(frechet_distance(mu, sigma, mu, sigma)) < 1e-10 * np.trace(sigma)
+
+
+def test_is_symmetric() -> None:
+    one, two = gaussian(4, 32, 10), gaussian(5, 32, 100)
+    assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(frechet_distance(*two[:2], *one[:2]), rel=1e-11)
+
+
+def test_point_masses() -> None:
+    zero = np.zeros((3, 3))
+    assert frechet_distance(np.zeros(3), zero, np.ones(3), zero) == 3.0
+
+
+@pytest.mark.parametrize("bad", [np.full(3, np.nan), np.zeros(4)])
+def test_refuses_nonsense(bad: Array) -> None:
+    with pytest.raises(ValueError, match="not finite|do not fit"):
+        frechet_distance(bad, np.eye(3), np.zeros(3), np.eye(3))

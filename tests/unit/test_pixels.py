@@ -1,0 +1,81 @@
+"""uint8 to [-1, 1] and back, and pictures."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ganops.images.pixels import make_grid, save_png, to_float, to_uint8
+
+LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+
+
+def test_to_float_is_affine_with_the_ends_at_one() -> None:
+    img = to_float(LEVELS)
+    assert img.dtype == torch.float32
+    exact = np.arange(256) / 127.5 - 1
+    assert np.abs(img.numpy().ravel() - exact).max() < 1e-7
+    assert img.min() == -1
+    assert img.max() == 1
+
+
+def test_every_level_survives_the_round_trip() -> None:
+    assert torch.equal(to_uint8(to_float(LEVELS)), LEVELS)
+
+
+def test_to_uint8_follows_the_rule_exactly() -> None:
+    values = [-5.0, -1.0, -0.9999, -0.996, -0.5, -0.004, -0.0039, 0.0, 0.25, 0.5, 0.99, 0.9999, 1.0, 7.0]
+    expected = [max(0, min(255, (Fraction(value) * Fraction(255, 2) + 128).__floor__())) for value in values]
+    assert to_uint8(torch.tensor(values).reshape(1, 1, 1, -1)).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_to_uint8_computes_in_float32(dtype: torch.dtype) -> None:
+    img = torch.linspace(-1.1, 1.1, 1001).reshape(1, 1, 1, -1).to(dtype)
+    assert torch.equal(to_uint8(img), to_uint8(img.float()))
+
+
+def test_infinities_are_clamped_and_gradients_stop() -> None:
+    img = torch.tensor([[[[float("inf"), -float("inf")]]]], requires_grad=True)
+    images = to_uint8(img)
+    assert images.ravel().tolist() == [255, 0]
+    assert not images.requires_grad
+
+
+def test_wrong_types_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        to_float(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="expected float"):
+        to_uint8(LEVELS)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grid_is_row_major_with_gaps(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 3, 4), dtype=np.uint8)
+    grid = make_grid(images, columns=3, gap=1, background=9)
+    assert grid.shape == ((7, 14) if channels == 1 else (7, 14, channels))
+    cube = grid.reshape(7, 14, channels)
+    seen = np.zeros((7, 14), bool)
+    for i, (top, left) in enumerate([(0, 0), (0, 5), (0, 10), (4, 0), (4, 5)]):
+        assert np.array_equal(cube[top : top + 3, left : left + 4].transpose(2, 0, 1), images[i])
+        seen[top : top + 3, left : left + 4] = True
+    assert (cube[~seen] == 9).all()
+
+
+def test_grid_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match=r"\(0, 1, 2, 2\)"):
+        make_grid(np.zeros((0, 1, 2, 2), np.uint8), 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
+def test_png_holds_the_pixels_and_the_same_bytes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    for name in ("a.png", "deeper/b.png"):
+        save_png(tmp_path / name, image)
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(np.asarray(file), image)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "deeper" / "b.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "deeper"]
