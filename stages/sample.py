@@ -3,7 +3,7 @@
 from ganops.distributed import configure_numerics, derive_seed, select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.files import sha256_file
-from ganops.images.pixels import make_grid, save_png
+from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import ShardWriter
 from ganops.networks.sampling import draw_classes, draw_truncation_sweep, generate_images, image_labels
 from ganops.networks.snapshot import load_snapshot
@@ -36,10 +36,10 @@ def main(stage: Stage) -> None:
     pictures, classes = stage.path("results/samples"), G.c_dim
     seed = derive_seed(p.seed, "pictures")
     grid = draw_classes(G, seed, classes, p.grid_columns, p.grid_psi, p.noise_mode, p.batch_size)
-    save_png(pictures / "grid.png", make_grid(grid, p.grid_columns))
+    save_png(pictures / "grid.png", make_grid(magnify(grid), p.grid_columns))
     columns = max(classes, p.grid_columns)
     sweep = draw_truncation_sweep(G, seed, classes, columns, p.sweep_psi, p.batch_size)
-    save_png(pictures / "truncation.png", make_grid(sweep, columns))
+    save_png(pictures / "truncation.png", make_grid(magnify(sweep), columns))
     say(f"sample: pictures in {pictures}: grid.png (psi {p.grid_psi:g}), truncation.png (psi {p.sweep_psi})")
 
 

@@ -7,7 +7,7 @@ one thread ahead of the consumer: worker processes would only copy through share
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ class _Order:
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-def iterate_batches(shards: Shards, seed: int, start: int, batch_size: int) -> Iterator[Batch]:
+def iterate_batches(shards: Shards, seed: int, start: int, batch_size: int) -> Generator[Batch, None, None]:
     """Batches without end in `data_order`, from position `start` on; batches cross the ends of epochs.
 
     A thread gathers up to three batches ahead. It starts with the first `next()` and ends when the iterator is
@@ -110,7 +110,7 @@ def _gather_batches(shards: Shards, order: _Order, start: int, batch_size: int) 
         start += batch_size
 
 
-def _prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _prefetch(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     ready: queue.Queue[Batch | Exception] = queue.Queue(AHEAD)
     unwanted = threading.Event()
 

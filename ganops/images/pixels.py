@@ -71,6 +71,17 @@ def make_grid(images: NDArray[np.uint8], columns: int, gap: int = 2, background:
     return grid[:, :, 0] if channels == 1 else grid
 
 
+def magnify(images: NDArray[np.uint8], at_least: int = 48) -> NDArray[np.uint8]:
+    """Small images for the eye: pixels repeated by a whole factor until they are about `at_least` px wide.
+
+    Args:
+        images: [N, C, H, W] uint8.
+        at_least: px; images from this width on come back as they are.
+    """
+    factor = max(at_least // images.shape[3], 1)
+    return images.repeat(factor, axis=2).repeat(factor, axis=3)
+
+
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Writes a PNG; the same pixels give the same bytes.
 

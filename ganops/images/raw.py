@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,6 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ganops.errors import DataError
 from ganops.images.labels import TABLES, first_ten, repeated
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Known to Pillow, but read through other programs (EPS) or not at all on their own (the others).
 NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -92,7 +84,7 @@ class Conversion:
         resolution: height and width, px.
         channels: 1 grey, 3 RGB, 4 RGBA.
         crop: none (must be square), center (largest centred square) or pad (to a square, with background).
-        resize_filter: a key of FILTERS.
+        resize_filter: Pillow's name for it.
         background: RGB, 0-255.
     """
 
@@ -277,7 +269,7 @@ def convert_image(content: bytes, conversion: Conversion) -> Converted:
         try:
             with Image.open(io.BytesIO(content), formats=readable_formats()) as file:
                 file.load()
-                image = _upright(_decode(file), _orientation(file))
+                image = _upright(_decode(file, _key_colour(file, content)), _orientation(file))
                 several_frames = _has_second_frame(file)
             image = _flatten(image, conversion)
             square = _crop(image, conversion)
@@ -315,7 +307,7 @@ def _has_second_frame(file: Image.Image) -> bool:
     return True
 
 
-def _orientation(file: Image.Image) -> object:
+def _orientation(file: Image.Image) -> Any:
     """The EXIF orientation; 1, which is upright, if there is none. TIFFs are turned by Pillow when they are loaded."""
     try:
         return file.getexif().get(ORIENTATION, 1)
@@ -324,14 +316,29 @@ def _orientation(file: Image.Image) -> object:
         return 1
 
 
-def _upright(image: Image.Image, orientation: object) -> Image.Image:
-    turn = next((turn for value, turn in UPRIGHT.items() if value == orientation), None)
-    return image if turn is None else image.transpose(turn)  # values outside 1-8 are nonsense of broken writers
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    turn = UPRIGHT.get(orientation)  # values outside 1-8 are nonsense of broken writers
+    return image if turn is None else image.transpose(turn)
 
 
-def _decode(file: Image.Image) -> Image.Image:
-    """The first frame as L, RGB or, if anything may be transparent, RGBA."""
+def _key_colour(file: Image.Image, content: bytes) -> Any:
+    """Which value is transparent, if any, on the scale of the loaded pixels.
+
+    Pillow leaves a PNG's key as the file has it, also where it spreads pixels of 2 and 4 bits over 0-255 and cuts
+    those of 16-bit colour to their high byte.
+    """
     key = file.info.get("transparency")
+    if file.format == "PNG" and file.mode == "L" and isinstance(key, int):
+        key = key * 255 // (2 ** min(8, content[24]) - 1)  # byte 24 of a PNG is its bit depth
+    elif file.format == "PNG" and file.mode == "RGB" and isinstance(key, tuple) and content[24] == 16:
+        key = tuple(value >> 8 for value in key)
+    return key
+
+
+def _decode(file: Image.Image, key: Any) -> Image.Image:
+    """The first frame as L, RGB or, if anything may be transparent, RGBA."""
+    if key is not None:
+        file.info["transparency"] = key
     image: Image.Image
     if file.mode.startswith("I;16"):
         values = np.asarray(file).astype(np.uint32)
@@ -394,7 +401,7 @@ def _resize(square: Image.Image, conversion: Conversion) -> Image.Image:
     size = (conversion.resolution, conversion.resolution)
     if square.size == size:
         return square
-    resample = FILTERS[conversion.resize_filter]
+    resample = Image.Resampling[conversion.resize_filter.upper()]
     if square.mode == "RGBA" and resample != Image.Resampling.NEAREST:
         return square.convert("RGBa").resize(size, resample).convert("RGBA")
     return square.resize(size, resample)

@@ -133,7 +133,7 @@ def _full_float32() -> Iterator[None]:
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     cudnn.deterministic = True
     try:
-        with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = tf32
@@ -225,11 +225,11 @@ def _load_efflite0(device: torch.device) -> Extractor:
     with torch.device("meta"):  # no initial weights: they would cost time and draw from the global random state
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), assign=True)
-    network = fold_batch_norms(network.eval().requires_grad_(False)).to(device, memory_format=torch.channels_last)
+    network = fold_batch_norms(network.eval().requires_grad_(False)).to(device).to(memory_format=torch.channels_last)
 
     def compute(images: Tensor) -> Tensor:
         img = prepare_efflite0(_to_rgb(images, "efficientnet-lite0"), EFFLITE0_SIZE)
-        features: Tensor = network.extract_features(img).mean([2, 3])
+        features: Tensor = network.extract_features(img).mean([2, 3])  # type: ignore[operator]
         return features
 
     packages = ("torch", "efficientnet_lite_pytorch")
@@ -249,7 +249,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
         children = dict(module.named_children())
         for conv, norm in EFFICIENTNET_PAIRS:
             if conv in children and norm in children:
-                setattr(module, conv, fuse_conv_bn_eval(children[conv], children[norm]))  # type: ignore[type-var]
+                setattr(module, conv, fuse_conv_bn_eval(children[conv], children[norm]))  # type: ignore[type-var, arg-type]
                 setattr(module, norm, nn.Identity())
     return network
 

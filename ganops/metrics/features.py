@@ -3,7 +3,9 @@
 import importlib.metadata
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,23 @@ from ganops.metrics.extractor import Extractor
 BLOCK_ROWS = 1024  # rows per product; large enough for the BLAS, and fixed, so that sums have one order
 
 # What must agree before two sets may be compared. The rest of a protocol says where a set comes from.
-COMPARED = ("extractor", "extractor_sha256", "resizer", "ddof", "resolution", "channels", "batch_size", "split", "data_digest")
+COMPARED = (
+    "extractor",
+    "extractor_sha256",
+    "resizer",
+    "ddof",
+    "resolution",
+    "channels",
+    "batch_size",
+    "split",
+    "data_digest",
+)
+
+# What reading a damaged .npz raises, found by changing each of its bytes (RuntimeError: zip versions, encryption).
+DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, RuntimeError, SyntaxError, MemoryError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 class Moments:
@@ -33,7 +51,8 @@ class Moments:
         self._blocks = 0
         self._waiting: list[NDArray[np.float64]] = []
         self._waiting_rows = 0
-        self._mean = np.zeros(0)  # of the blocks so far, with the products of deviations from it
+        self._shift = np.zeros(0)  # the first block's mean
+        self._mean = np.zeros(0)  # of the blocks so far, less the shift; with the products of deviations from it
         self._products = np.zeros((0, 0))
 
     @property
@@ -59,35 +78,42 @@ class Moments:
         self._waiting_rows = len(rows) - whole
 
     def _add_block(self, block: NDArray[np.float64]) -> None:
-        self._mean, self._products = self._merged(block)
+        self._shift, self._mean, self._products = self._merged(block)
         self._blocks += 1
 
-    def _merged(self, block: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and products of deviations with one block more.
+    def _merged(
+        self, block: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Shift, mean and products of deviations with one block more.
 
-        Each block is centred on its own mean, so no digits are lost to a mean far from zero or one that drifts.
-        Source: Chan, Golub and LeVeque 1979.
+        Rows are taken relative to the first block's mean and each block about its own: no digits are lost to a mean
+        that is far from zero, nor to one that drifts. Source: Chan, Golub and LeVeque 1979.
         """
-        mean = block.mean(0)
-        centred = block - mean
+        shift = self._shift if self._blocks else block.mean(0)
+        rows = block - shift
+        mean = rows.mean(0)
+        centred = rows - mean
         products = centred.T @ centred
         if not self._blocks:
-            return mean, products
+            return shift, mean, products
         before, now = self._blocks * BLOCK_ROWS, len(block)
         step = mean - self._mean
         products += self._products
         products += np.outer(step, step * (before * now / (before + now)))
-        return self._mean + step * (now / (before + now)), products
+        return shift, self._mean + step * (now / (before + now)), products
 
     def _finish(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and products with the rows that do not fill a block; leaves the stream as it is."""
-        return self._merged(np.concatenate(self._waiting)) if self._waiting_rows else (self._mean, self._products)
+        shift, mean, products = self._shift, self._mean, self._products
+        if self._waiting_rows:
+            shift, mean, products = self._merged(np.concatenate(self._waiting))
+        return shift + mean, products
 
     def mean(self) -> NDArray[np.float64]:
         """[D]. Raises ValueError without rows."""
         if not self._count:
             raise ValueError("no features")
-        return self._finish()[0].copy()
+        return self._finish()[0]
 
     def covariance(self, ddof: int) -> NDArray[np.float64]:
         """[D, D], symmetric: the sum of products over count - ddof. Raises ValueError without enough rows."""
@@ -191,7 +217,7 @@ def load_statistics(path: Path) -> Statistics:
             )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Run `dvc repro stats`.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: not whole statistics ({error}). Remove it and run `dvc repro stats`.") from None
     dim, arrays = statistics.mu.size, (statistics.mu, statistics.sigma)
     shapes = statistics.mu.shape, statistics.sigma.shape, statistics.features.shape[1:]
@@ -228,7 +254,9 @@ def trained_on(samples: ShardIndex) -> str:
     """
     training = samples.source.get("training")
     if not isinstance(training, dict) or not isinstance(training.get("data_digest"), str):
-        raise DataError("The samples' index.json does not say what data their model was trained on. Run `dvc repro sample`.")
+        raise DataError(
+            "The samples' index.json does not say what data their model was trained on. Run `dvc repro sample`."
+        )
     return str(training["data_digest"])
 
 

@@ -1,5 +1,7 @@
 """The Fréchet distance between two Gaussians."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +56,6 @@ def _root(sigma: Array) -> Array:
     return root
 
 
-def _noise(values: Array) -> float:
+def _noise(values: NDArray[np.floating[Any]]) -> float:
     """The size of rounding errors in eigenvalues that were computed together, in ascending order."""
     return max(0.0, float(values[-1])) * len(values) * float(np.finfo(np.float64).eps)

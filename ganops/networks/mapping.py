@@ -52,7 +52,7 @@ class MappingNetwork(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         """[N, z_dim], [N, c_dim] -> w [N, w_dim], in the dtype of the weights."""
-        dtype = self.layers[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         parts = []
         if self.z_dim:
             parts.append(normalize(z.to(dtype)))

@@ -78,7 +78,8 @@ class SynthesisBlock(nn.Module):
             rng=rng,
         )
         # Named as published: the constant's only convolution has no number.
-        self.conv, self.conv1 = (None, last) if in_channels else (last, None)
+        self.conv = None if in_channels else last
+        self.conv1 = last if in_channels else None
         self.to_rgb = None
         if img_channels:
             self.to_rgb = ToRGB(in_channels=out_channels, img_channels=img_channels, w_dim=w_dim, clamp=clamp, rng=rng)

@@ -54,7 +54,7 @@ def modulated_conv2d(
         matrices = weight.flatten(1) * (styles if norms is not None else styles * gain)[:, None, :]
         if norms is not None:
             matrices = matrices * norms[:, :, None]
-        y = torch.bmm(matrices.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        y = torch.bmm(matrices.to(x.dtype), x.flatten(2)).reshape(len(x), len(weight), *x.shape[2:])
         return y if noise is None else y + noise
 
     if norms is None and gain != 1:

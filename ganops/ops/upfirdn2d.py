@@ -98,10 +98,8 @@ def upfirdn2d(
         taps = taps.flip([0, 1])
     weight = taps.expand(x.shape[1], 1, *taps.shape)
     pads = (left, right, top, bottom)
-    if (ux, uy) == (1, 1):
-        x = _filter(x, weight, (dx, dy), pads)
-    else:
-        x = _filter_up(x, weight, (ux, uy), pads)[:, :, ::dy, ::dx]
+    upsampled = (ux, uy) != (1, 1)
+    x = _filter_up(x, weight, (ux, uy), pads)[:, :, ::dy, ::dx] if upsampled else _filter(x, weight, (dx, dy), pads)
     if folded:
         x = x.reshape(N, C, *x.shape[2:])
     return x.to(dtype) if narrow else x

@@ -13,7 +13,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
         G: the generator in training.
         beta: decay of this step, 0 to 1 (`schedule.ema_beta`).
     """
-    averages = list(G_ema.parameters())
+    averages = [parameter.detach() for parameter in G_ema.parameters()]
     torch._foreach_lerp_(averages, [parameter.detach() for parameter in G.parameters()], 1.0 - beta)
     for average, buffer in zip(G_ema.buffers(), G.buffers(), strict=True):
         average.copy_(buffer)

@@ -15,7 +15,7 @@ from ganops.entry import say
 from ganops.errors import DataError, Interrupted, RunError
 from ganops.files import copy_file, write_bytes
 from ganops.images.dataset import iterate_batches
-from ganops.images.pixels import make_grid, save_png
+from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import ShardIndex, Shards, open_shards
 from ganops.networks.sampling import generate_images
 from ganops.networks.snapshot import save_snapshot
@@ -243,7 +243,7 @@ def _draw_grid(params: Params, state: TrainingState, index: ShardIndex, run: Run
     )
     images = torch.cat([part.cpu() for part in parts]).numpy()
     path = run.path / "grids" / f"{state.nimg // 1000:06d}.png"
-    save_png(path, make_grid(images, columns))
+    save_png(path, make_grid(magnify(images), columns))
     log.add_picture(path)
 
 
@@ -293,7 +293,7 @@ def _announce(run: RunDirectory, state: TrainingState, end: int, shards: Shards,
         members = (shards.labels == row).nonzero()[0] if index.num_classes else range(row * columns, len(shards))
         chosen += [int(members[i % len(members)]) for i in range(columns)]
     images = shards.gather(torch.tensor(chosen).numpy())
-    save_png(run.path / "reals.png", make_grid(images, columns))
+    save_png(run.path / "reals.png", make_grid(magnify(images), columns))
 
 
 def _publish_pictures(run: RunDirectory, log: RunLog) -> None:

@@ -19,7 +19,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -76,11 +76,11 @@ def run_identity(params: TrainParams, data_digest: str, fresh: int) -> dict[str,
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """An opened, locked run directory. Closing `lock` frees it; so does the end of the process."""
+    """An opened, locked run directory. Closing the file descriptor `lock` frees it; so does the end of the process."""
 
     path: Path
     identity: dict[str, Any]
-    lock: IO[str]
+    lock: int
     accepted_code: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -101,9 +101,10 @@ class RunDirectory:
 def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
     """Opens and locks runs/<identity>; waits, and says for whom, while another process has it."""
     path = root / "runs" / digest(identity)
-    for folder in ("states", "best", "snapshots", "grids"):
-        (path / folder).mkdir(parents=True, exist_ok=True)
-    lock = (path / "lock").open("a")
+    folders = [path / name for name in ("states", "best", "snapshots", "grids")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -111,7 +112,7 @@ def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
         say(f"train: {path} is in use by {owner}; waiting for it to end")
         fcntl.flock(lock, fcntl.LOCK_EX)
     (path / "owner").write_text(f"pid {os.getpid()}\n")
-    for folder in (path, path / "states", path / "best", path / "snapshots", path / "grids"):
+    for folder in (path, *folders):
         remove_temporaries(folder)
     if not (path / "identity.json").exists():
         write_json(path / "identity.json", identity)

@@ -18,11 +18,9 @@ ALL = ["digits", "prepare", "stats", "train", "sample", "fid"]
 def shown(clone: Clone) -> dict[str, dict[str, Any]]:
     """Rows of `dvc exp show --json`: name -> data, of the workspace, the branch and its experiments."""
     rows = json.loads(clone.dvc("exp", "show", "--json"))
-    found = {"workspace": rows[0]["data"]}
+    found = {row["name"] or row["rev"]: row["data"] for row in rows}
     for row in rows:
-        for experiment in row.get("experiments") or []:
-            found[experiment["name"] or experiment["revs"][0]["rev"]] = experiment["revs"][0]["data"]
-        found.setdefault(row["rev"][:7], row["data"])
+        found |= {experiment["name"]: experiment["revs"][0]["data"] for experiment in row.get("experiments") or []}
     return found
 
 
@@ -75,8 +73,7 @@ def test_editing_values_and_exp_run(copy: Copy) -> None:
     assert stages_run(clone.dvc("exp", "run", "-n", "gamma", "-S", "train.r1_gamma=1")) == ["train", "sample", "fid"]
     assert clone.models() != before
     rows = shown(clone)
-    branch = next(data for name, data in rows.items() if name not in ("workspace", "gamma"))
-    for data, gamma in ((rows["gamma"], 1), (branch, 3.0)):
+    for data, gamma in ((rows["gamma"], 1), (rows["main"], 3.0)):
         assert data["params"]["params.yaml"]["data"]["train"]["r1_gamma"] == gamma
         assert metric(data, "results/fid.json")["fd_standin"] > 0
         assert metric(data, "results/train/metrics.json")["kimg"] == 2

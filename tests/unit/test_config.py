@@ -75,7 +75,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_a_key_twice_is_an_error(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text().replace("  z_dim: 64\n", "  z_dim: 64\n  z_dim: 32\n")
+    text = (ROOT / "params.yaml").read_text().replace("  z_dim: 64 ", "  z_dim: 32\n  z_dim: 64 ")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="z_dim stands twice"):
         load_params(tmp_path / "params.yaml")

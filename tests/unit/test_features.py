@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ganops.errors import DataError
+from ganops.metrics import extractor as module
 from ganops.metrics.extractor import Extractor, load_extractor
 from ganops.metrics.features import (
     BLOCK_ROWS,
@@ -23,8 +24,9 @@ from ganops.metrics.features import (
     load_statistics,
     measure_moments,
     save_statistics,
+    spread_indices,
 )
-from tests.standin import write_standin
+from tests.standin import write_inception, write_standin
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -34,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_moments_equal_numpys(rows: int, ddof: int) -> None:
     x = np.random.default_rng(0).standard_normal((rows, 24)) * 0.01 + 1000  # a mean far from zero
-    moments = Moments(24)
+    moments = Moments()
     moments.append(x)
     assert moments.count == rows
     np.testing.assert_allclose(moments.mean(), x.mean(0), rtol=1e-13)
@@ -45,7 +47,7 @@ def test_moments_equal_numpys(rows: int, ddof: int) -> None:
 @pytest.mark.parametrize("pieces", [[3500], [1] * 50 + [3450], [1023, 2, 1024, 1451], [1024, 1024, 1452]])
 def test_moments_do_not_depend_on_how_rows_arrive(pieces: list[int]) -> None:
     x = np.random.default_rng(1).standard_normal((3500, 8)).astype(np.float32)
-    whole, parts = Moments(8), Moments(8)
+    whole, parts = Moments(), Moments()
     whole.append(x)
     for part in np.split(x, np.cumsum(pieces)[:-1]):
         parts.append(part)
@@ -55,7 +57,7 @@ def test_moments_do_not_depend_on_how_rows_arrive(pieces: list[int]) -> None:
 
 
 def test_too_few_rows() -> None:
-    moments = Moments(3)
+    moments = Moments()
     with pytest.raises(ValueError, match="no features"):
         moments.mean()
     moments.append(np.ones((1, 3)))
@@ -81,6 +83,25 @@ def test_features_do_not_depend_on_neighbours_or_the_tail(extractor: Extractor) 
     assert np.array_equal(whole[:3], next(extract(extractor, batches(images[:3], 3), 16)))
     moments = measure_moments(extractor, batches(images, 7), 16)
     np.testing.assert_allclose(moments.mean(), whole.mean(0, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["inception-2015", "efficientnet-lite0"])
+def test_features_of_the_named_networks_do_not_depend_on_neighbours(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INCEPTION_SHA256", write_inception(tmp_path / module.INCEPTION_FILE))
+    extractor = load_extractor(name, "", CPU, tmp_path)
+    images = torch.randint(0, 256, [11, 3, 16, 16], dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = np.concatenate(list(extract(extractor, batches(images, 11), 4)))
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(1))
+    assert np.array_equal(whole[order], np.concatenate(list(extract(extractor, batches(images[order], 3), 4))))
+    assert np.array_equal(whole[:1], next(extract(extractor, batches(images[:1], 1), 4)))
+
+
+def test_kept_rows_are_spread_evenly() -> None:
+    assert spread_indices(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert spread_indices(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread_indices(10, 0).tolist() == []
 
 
 def statistics() -> Statistics:
@@ -119,6 +140,22 @@ def test_broken_statistics_are_named(tmp_path: Path, kept: int) -> None:
         load_statistics(path)
 
 
+def test_damaged_statistics_never_get_through_unnoticed(tmp_path: Path) -> None:
+    """A byte changed anywhere: refused in one line, or harmless (zip's time stamps and the like)."""
+    path = tmp_path / "stats.npz"
+    save_statistics(path, statistics())
+    content, expected = path.read_bytes(), load_statistics(path)
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            loaded = load_statistics(path)
+        except DataError:
+            continue
+        assert np.array_equal(loaded.mu, expected.mu)
+        assert np.array_equal(loaded.sigma, expected.sigma)
+        assert (loaded.num, loaded.protocol) == (expected.num, expected.protocol)
+
+
 def test_missing_statistics(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_statistics(tmp_path / "stats.npz")
@@ -128,5 +165,5 @@ def test_missing_statistics(tmp_path: Path) -> None:
 def test_other_protocols_are_refused_by_name(name: str) -> None:
     protocol = dict.fromkeys(COMPARED, "x")
     check_protocols(protocol, dict(protocol))
-    with pytest.raises(DataError, match=f"^{name} of the real images is x, of the samples y"):
+    with pytest.raises(DataError, match=f"^{name} is x in the statistics of the real images, but y"):
         check_protocols(protocol, {**protocol, name: "y"})

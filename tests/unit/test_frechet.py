@@ -68,5 +68,5 @@ def test_point_masses() -> None:
 
 @pytest.mark.parametrize("bad", [np.full(3, np.nan), np.zeros(4)])
 def test_refuses_nonsense(bad: Array) -> None:
-    with pytest.raises(ValueError, match="not finite|do not fit"):
+    with pytest.raises(ValueError, match=r"not finite|do not fit"):
         frechet_distance(bad, np.eye(3), np.zeros(3), np.eye(3))

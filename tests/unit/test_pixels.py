@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ganops.images.pixels import make_grid, save_png, to_float, to_uint8
+from ganops.images.pixels import magnify, make_grid, save_png, to_float, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -16,8 +16,7 @@ LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 def test_to_float_is_affine_with_the_ends_at_one() -> None:
     img = to_float(LEVELS)
     assert img.dtype == torch.float32
-    exact = np.arange(256) / 127.5 - 1
-    assert np.abs(img.numpy().ravel() - exact).max() < 1e-7
+    assert np.array_equal(img.numpy().ravel(), np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1))
     assert img.min() == -1
     assert img.max() == 1
 
@@ -79,3 +78,11 @@ def test_png_holds_the_pixels_and_the_same_bytes(tmp_path: Path, shape: tuple[in
         assert np.array_equal(np.asarray(file), image)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "deeper" / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "deeper"]
+
+
+def test_magnify_repeats_pixels() -> None:
+    images = np.arange(2 * 3 * 16 * 16, dtype=np.int64).astype(np.uint8).reshape(2, 3, 16, 16)
+    large = magnify(images)
+    assert large.shape == (2, 3, 48, 48)
+    assert np.array_equal(large[:, :, 1::3, 2::3], images)
+    assert magnify(np.zeros((1, 1, 64, 64), np.uint8)).shape == (1, 1, 64, 64)
