@@ -94,11 +94,11 @@ def run_stage(name: str, main: Callable[[Stage], None]) -> None:
         main(load_stage(name))
     except Interrupted as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
-        code = 143
+        code = 128 + error.signum
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         code = 130
-    except GanopsError as error:
+    except (GanopsError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         code = 1
     if code:
@@ -106,7 +106,7 @@ def run_stage(name: str, main: Callable[[Stage], None]) -> None:
 
 
 def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+    raise Interrupted(f"stopped by {signal.Signals(signum).name}", signum)
 
 
 def say(text: str) -> None:

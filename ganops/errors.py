@@ -23,3 +23,12 @@ class RunError(GanopsError):
 
 class Interrupted(GanopsError):
     """A signal asked the stage to stop; what could be saved was saved."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        """
+        Args:
+            message: what was stopped, and what was saved.
+            signum: the signal; the stage exits with 128 + signum, as shells count.
+        """
+        super().__init__(message)
+        self.signum = signum

@@ -17,7 +17,7 @@ def main(stage: Stage) -> None:
     path = stage.path(f"{p.snapshot}.safetensors")
     G, metadata = load_snapshot(path)
     G = G.to(device).eval().requires_grad_(False)
-    names, counts = tuple(metadata["class_names"]), tuple(metadata["class_counts"])
+    names, counts = (tuple(metadata[key]) if G.c_dim else () for key in ("class_names", "class_counts"))
 
     labels = image_labels(p.seed, range(p.count), counts)
     batches = generate_images(

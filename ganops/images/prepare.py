@@ -109,7 +109,7 @@ def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> 
             if fail and outcome.reason and not tally.skipped:
                 say(f"{source}/{name}: {outcome.reason}. Looking through the rest before stopping.")
             tally.add(name, outcome)
-        _check_skipped(source, tally.skipped, len(listing.names), fail)
+        _check_skipped(source, listing.names, labels, tally.skipped, fail)
         index = writer.close(_describe(listing, params, tally))
     _say_summary(index, tally)
     return index
@@ -218,9 +218,9 @@ def _convert_all(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         raise DataError(
-            "A process of prepare was killed, most likely for lack of memory. Lower run.workers and start again."
+            "A process of prepare was killed or found no memory. Lower run.workers and start again."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -244,19 +244,28 @@ def _write_all(
         yield from outcomes
 
 
-def _check_skipped(source: Path, skipped: Sequence[tuple[str, str]], total: int, fail: bool) -> None:
-    if not skipped or (not fail and len(skipped) < total):
+def _check_skipped(
+    source: Path, names: Sequence[str], labels: Labels, skipped: Sequence[tuple[str, str]], fail: bool
+) -> None:
+    """Stops if files had to be left out that may not, or if too little is left without them."""
+    if not skipped:
         return
     lines = [f"{source}/{name}: {reason}" for name, reason in skipped[:LISTED]]
     if len(skipped) > LISTED:
         lines.append(f"... and {len(skipped) - LISTED} more")
-    if not fail:
-        raise DataError("\n  ".join([f"None of {total} images can be used:", *lines]))
-    advice = "or set prepare.on_bad_image: skip to leave such files out; index.json will list them."
-    if len(skipped) == 1:
-        raise DataError(f"{lines[0]}. Replace or remove it, {advice}")
-    head = f"{len(skipped)} of {total} images cannot be used:"
-    raise DataError("\n  ".join([head, *lines]) + f"\nReplace or remove them, {advice}")
+    if fail:
+        advice = "or set prepare.on_bad_image: skip to leave such files out; index.json will list them."
+        if len(skipped) == 1:
+            raise DataError(f"{lines[0]}. Replace or remove it, {advice}")
+        head = f"{len(skipped)} of {len(names)} images cannot be used:"
+        raise DataError("\n  ".join([head, *lines]) + f"\nReplace or remove them, {advice}")
+    if len(skipped) == len(names):
+        raise DataError("\n  ".join([f"None of {len(names)} images can be used:", *lines]))
+    lost = {name for name, _ in skipped}
+    left = {label for name, label in zip(names, labels.values.tolist(), strict=True) if name not in lost}
+    if labels.class_names and len(left) == 1:
+        head = f"Without these {len(skipped)} images only class {labels.class_names[left.pop()]} is left:"
+        raise DataError("\n  ".join([head, *lines]))
 
 
 def _describe(listing: Listing, params: PrepareParams, tally: _Tally) -> dict[str, Any]:

@@ -21,8 +21,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -145,8 +144,8 @@ def list_source(source: Path) -> Listing:
     images = [(name, place) for name, place in found if PurePosixPath(name).suffix.lower() in extensions]
     ignored = [name for name, _ in found if PurePosixPath(name).suffix.lower() not in extensions]
     if not images:
-        kinds = f"; it has {len(ignored)} other files ({_kinds(ignored)})" if ignored else ""
-        raise DataError(f"prepare.source={source} has no images{kinds}. Images are told by their file extension.")
+        others = f"; it has other files: {first_ten(ignored)}" if ignored else ""
+        raise DataError(f"prepare.source={source} has no images{others}. Images are told by their file extension.")
     twice = repeated(name for name, _ in images)
     if twice:
         raise DataError(f"{source}: names that stand more than once: {first_ten(twice)}. Keep one file of each.")
@@ -157,11 +156,6 @@ def list_source(source: Path) -> Listing:
         ignored=tuple(ignored),
         links=tuple(links),
     )
-
-
-def _kinds(names: Sequence[str]) -> str:
-    counts = Counter(PurePosixPath(name).suffix.lower() or "no extension" for name in names)
-    return first_ten(f"{kind}: {count}" for kind, count in sorted(counts.items()))
 
 
 def _is_hidden(part: str) -> bool:
@@ -269,7 +263,7 @@ def convert_image(content: bytes, conversion: Conversion) -> Converted:
         try:
             with Image.open(io.BytesIO(content), formats=readable_formats()) as file:
                 file.load()
-                image = _upright(_decode(file, _key_colour(file, content)), _orientation(file))
+                image = _upright(_decode(file, _key_colour(file, content)), file)
                 several_frames = _has_second_frame(file)
             image = _flatten(image, conversion)
             square = _crop(image, conversion)
@@ -307,17 +301,13 @@ def _has_second_frame(file: Image.Image) -> bool:
     return True
 
 
-def _orientation(file: Image.Image) -> Any:
-    """The EXIF orientation; 1, which is upright, if there is none. TIFFs are turned by Pillow when they are loaded."""
+def _upright(image: Image.Image, file: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation. TIFFs are turned by Pillow when they are loaded, and have none afterwards."""
     try:
-        return file.getexif().get(ORIENTATION, 1)
+        turn = UPRIGHT.get(file.getexif().get(ORIENTATION, 1))  # values outside 1-8 are nonsense of broken writers
     except Exception as error:  # anything, as in decoding; but the pixels are good, so this is no reason to refuse
         warnings.warn(f"EXIF data cannot be read, orientation unknown ({_reason(error)})", stacklevel=1)
-        return 1
-
-
-def _upright(image: Image.Image, orientation: Any) -> Image.Image:
-    turn = UPRIGHT.get(orientation)  # values outside 1-8 are nonsense of broken writers
+        return image
     return image if turn is None else image.transpose(turn)
 
 

@@ -77,8 +77,8 @@ class ShardIndex:
 
 
 def _digest(shards: tuple[Shard, ...]) -> str:
-    text = "\n".join([f"ganops shards {FORMAT_VERSION}", *(shard.sha256 for shard in shards)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    lines = [f"ganops shards {FORMAT_VERSION}", *(shard.sha256 for shard in shards)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class ShardWriter:
@@ -283,9 +283,7 @@ def read_index(folder: Path) -> ShardIndex:
         raise DataError(f"{path}: cannot read ({error}). Write {folder} again.") from None
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format_version={version}, but this ganops reads {FORMAT_VERSION}. Write {folder} again."
-        )
+        raise DataError(f"{path}: format_version={version}, but ganops reads {FORMAT_VERSION}. Write {folder} again.")
     try:
         index = ShardIndex(
             format_version=version,

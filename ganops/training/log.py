@@ -46,13 +46,13 @@ COLUMNS = (
 )
 
 
-def read_history(path: Path, ticks: int) -> list[dict[str, str]]:
-    """The rows of the first `ticks` ticks; [] without a file. A last row cut short by a crash is not among them."""
+def read_history(path: Path, nimg: int) -> list[dict[str, str]]:
+    """The rows up to `nimg`; [] without a file. A last row cut short by a crash is not among them."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric_digest"] is not None]
-    return [row for row in rows if int(row["tick"]) <= ticks]
+    return [row for row in rows if int(row["nimg"]) <= nimg]
 
 
 def format_duration(seconds: float) -> str:
@@ -69,19 +69,19 @@ def format_duration(seconds: float) -> str:
 class RunLog:
     """Writes a run's rows, numbers and lines; on a terminal also a bar of the images shown."""
 
-    def __init__(self, run_path: Path, results: Path, ticks: int, nimg: int, end: int) -> None:
+    def __init__(self, run_path: Path, results: Path, tick_nimg: int, nimg: int, end: int) -> None:
         """
         Args:
             run_path: the run directory, where everything is kept.
             results: results/train, where DVC and people look.
-            ticks: ticks that the state has completed; later rows of an interrupted run are dropped.
+            tick_nimg: nimg at the last tick that the state has completed; later rows of an interrupted run are dropped.
             nimg: images shown so far.
             end: images at the end.
         """
         self.run_path = run_path
         self.results = results
         self.end = end
-        self.rows: list[dict[str, Any]] = list(read_history(run_path / "history.csv", ticks))
+        self.rows: list[dict[str, Any]] = list(read_history(run_path / "history.csv", tick_nimg))
         self.writer = SummaryWriter(str(run_path / "tensorboard"), purge_step=nimg + 1)
         self.bar = tqdm(
             total=end, initial=nimg, desc="train", unit="img", unit_scale=True, dynamic_ncols=True,

@@ -50,19 +50,19 @@ class StopSignal:
     """SIGINT and SIGTERM, as a flag that the loop looks at between steps; a second one stops at once."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.signal: signal.Signals | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.name is not None:
+        if self.signal is not None:
             raise KeyboardInterrupt  # not Interrupted: in the middle of a step there is nothing whole to save
-        self.name = signal.Signals(number).name
+        self.signal = signal.Signals(number)
 
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
-        if self.name is not None:
-            raise Interrupted(f"stopped by {self.name}")
+        if self.signal is not None:
+            raise Interrupted(f"stopped by {self.signal.name}", self.signal)
 
 
 def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Outputs, root: Path) -> None:
@@ -101,7 +101,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     check_environment(run.path, _environment(device))
     _announce(run, state, end, shards, outputs)
 
-    log = RunLog(run.path, outputs.results, state.tick, state.nimg, end)
+    log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end)
     try:
         _publish_pictures(run, log)
         _train_until(end, params, state, shards, run, log, yardstick, stop)
@@ -139,13 +139,13 @@ def _train_until(
 ) -> None:
     """Steps and ticks until `end`. Between any two steps the state is whole, so it can be saved anywhere here."""
     clock = Clock(state.nimg)
-    batch_size = params.train.batch_size
+    batch_size, tick_kimg = params.train.batch_size, params.train.tick_kimg
     batches = iterate_batches(shards, params.train.seed, state.nimg, batch_size)
     try:
         if state.nimg == 0:
             _draw_grid(params, state, shards.index, run, log)
         while True:
-            if intervals_passed(state.nimg, params.train.tick_kimg) > state.tick:
+            if intervals_passed(state.nimg, tick_kimg) > intervals_passed(state.tick_nimg, tick_kimg):
                 _end_tick(params, state, shards.index, run, log, yardstick, stop, clock)
             if state.nimg > clock.started_nimg and comes_due(state.nimg, batch_size, params.run.state_kimg):
                 _save(params, state, run)
@@ -157,7 +157,8 @@ def _train_until(
     except Interrupted as error:
         save_state(run.state_path(state.nimg), state, run.provenance())
         raise Interrupted(
-            f"{error}; the state at kimg {state.nimg / 1000:g} is saved, the same command continues from it."
+            f"{error}; the state at kimg {state.nimg / 1000:g} is saved, the same command continues from it.",
+            error.signum,
         ) from None
     finally:
         batches.close()
@@ -227,16 +228,16 @@ def _end_tick(
         path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
         save_snapshot(path, state.G_ema, _snapshot_metadata(params, state, index, run))
     log.add_row(row, now - clock.started, clock.started_nimg)
-    state.tick = row["tick"]
+    state.tick_nimg = state.nimg
     state.sums.clear()
     clock.tick_nimg, clock.tick_started = state.nimg, time.monotonic()
 
 
 def _draw_grid(params: Params, state: TrainingState, index: ShardIndex, run: RunDirectory, log: RunLog) -> None:
     """G_ema on the same latents every time; one class per row when conditional; constant noise."""
-    rows, columns = grid_shape(index)
+    rows, columns = grid_shape(index.resolution, state.G.c_dim)
     count = rows * columns
-    labels = torch.arange(rows).repeat_interleave(columns) if index.num_classes else torch.zeros(count).long()
+    labels = torch.arange(rows).repeat_interleave(columns) if state.G.c_dim else torch.zeros(count).long()
     seed = derive_seed(params.train.seed, "grid")
     parts = generate_images(
         state.G_ema, seed, range(count), labels, 1.0, None, "const", min(params.train.batch_gpu, count)
@@ -247,10 +248,10 @@ def _draw_grid(params: Params, state: TrainingState, index: ShardIndex, run: Run
     log.add_picture(path)
 
 
-def grid_shape(index: ShardIndex) -> tuple[int, int]:
-    """Rows and columns of the picture grid: about 1000 px, a row per class (at most 32) when there are classes."""
-    columns = min(max(1024 // index.resolution, 4), 16)
-    return (min(index.num_classes, 32) if index.num_classes else columns), columns
+def grid_shape(resolution: int, c_dim: int) -> tuple[int, int]:
+    """Rows and columns of the picture grid: a row per class (at most 32) when there are classes."""
+    columns = min(max(1024 // resolution, 4), 16)
+    return (min(c_dim, 32) if c_dim else columns), columns
 
 
 def _save(params: Params, state: TrainingState, run: RunDirectory) -> None:
@@ -287,10 +288,10 @@ def _announce(run: RunDirectory, state: TrainingState, end: int, shards: Shards,
     else:
         origin = f"continues at kimg {state.nimg / 1000:g}" if state.nimg else "starts"
         say(f"train: {origin}, ends at kimg {end / 1000:g}, on {_environment(state.device)['device']}")
-    rows, columns = grid_shape(index)
+    rows, columns = grid_shape(index.resolution, state.G.c_dim)
     chosen = []
     for row in range(rows):
-        members = (shards.labels == row).nonzero()[0] if index.num_classes else range(row * columns, len(shards))
+        members = (shards.labels == row).nonzero()[0] if state.G.c_dim else range(row * columns, len(shards))
         chosen += [int(members[i % len(members)]) for i in range(columns)]
     images = shards.gather(torch.tensor(chosen).numpy())
     save_png(run.path / "reals.png", make_grid(magnify(images), columns))

@@ -174,12 +174,11 @@ def find_origin(run: RunDirectory, end: int, accept_code: str) -> Origin:
             candidates.append((int(state.stem), _origin_in(folder, state)))
     cached = cached_outputs("train")
     state = cached.get("models/state.safetensors")
-    if state is not None:
-        metadata = read_state_metadata(state)
-        if metadata["nimg"] <= end and _same_but_code(metadata["identity"], run.identity):
-            grids = {Path(name).name: path for name, path in cached.items() if "/grids/" in name}
-            history = cached.get("results/train/history.csv")
-            candidates.append((metadata["nimg"], Origin(state, history, cached.get("models/best.safetensors"), grids)))
+    metadata = None if state is None else _readable_metadata(state)
+    if metadata is not None and metadata["nimg"] <= end and _same_but_code(metadata["identity"], run.identity):
+        grids = {Path(name).name: path for name, path in cached.items() if "/grids/" in name}
+        history = cached.get("results/train/history.csv")
+        candidates.append((metadata["nimg"], Origin(state, history, cached.get("models/best.safetensors"), grids)))
     same_code = [item for item in candidates if _code_of(item[1]) == run.identity["code"]]
     chosen = max(same_code or candidates, key=lambda item: item[0], default=None)
     if chosen is None or chosen[0] == 0:
@@ -187,6 +186,14 @@ def find_origin(run: RunDirectory, end: int, accept_code: str) -> Origin:
     if not same_code:
         _accept(run, chosen[1], chosen[0], accept_code)
     return chosen[1]
+
+
+def _readable_metadata(state: Path) -> dict[str, Any] | None:
+    try:
+        return read_state_metadata(state)
+    except RunError as error:
+        say(f"train: the state that dvc.lock names is not used: {error}")
+        return None
 
 
 def _origin_in(folder: Path, state: Path) -> Origin:

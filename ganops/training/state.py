@@ -44,7 +44,7 @@ class TrainingState:
         pl_mean: float32 scalar, the running mean of path lengths.
         nonfinite_steps: int64 scalar, steps in a row whose gradients were not finite.
         nimg: real images shown so far; a multiple of the batch size.
-        tick: ticks that were completed (their row is written).
+        tick_nimg: nimg at the last tick that was completed (its row is written).
         sums: per logged name, float64 [count, sum] since the last tick.
         best: see `Best`; None before the first measurement.
     """
@@ -57,7 +57,7 @@ class TrainingState:
     pl_mean: Tensor
     nonfinite_steps: Tensor
     nimg: int = 0
-    tick: int = 0
+    tick_nimg: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     best: Best | None = None
 
@@ -169,7 +169,7 @@ def save_state(path: Path, state: TrainingState, provenance: dict[str, Any]) -> 
     metadata = {
         "format": STATE_FORMAT,
         "nimg": state.nimg,
-        "tick": state.tick,
+        "tick_nimg": state.tick_nimg,
         "best": None if state.best is None else vars(state.best),
         **provenance,
     }
@@ -187,7 +187,7 @@ def read_state_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["ganops"])
-            size = metadata["nimg"], metadata["tick"], metadata["format"]
+            size = metadata["nimg"], metadata["tick_nimg"], metadata["format"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: not a whole training state ({error}).") from None
     if size[2] != STATE_FORMAT:
@@ -225,5 +225,5 @@ def load_state(path: Path, state: TrainingState) -> None:
     for name, target in targets.items():
         target.copy_(stored[name])
     state.sums = {name: value.to(state.device) for name, value in sums.items()}
-    state.nimg, state.tick = metadata["nimg"], metadata["tick"]
+    state.nimg, state.tick_nimg = metadata["nimg"], metadata["tick_nimg"]
     state.best = None if metadata["best"] is None else Best(**metadata["best"])

@@ -43,15 +43,15 @@ class Clone:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def run(self, *command: str, ok: bool = True) -> str:
+    def run(self, *command: str, ok: bool = True, timeout_sec: float = TIMEOUT_SEC) -> str:
         """Runs a command to its end; its output. Fails the test unless it ends as expected."""
         process = self.start(*command)
-        output, _ = process.communicate(timeout=TIMEOUT_SEC)
+        output, _ = process.communicate(timeout=timeout_sec)
         assert (process.returncode == 0) == ok, f"{' '.join(command)}: exit {process.returncode}\n{output}"
         return output
 
-    def dvc(self, *arguments: str, ok: bool = True) -> str:
-        return self.run("dvc", *arguments, ok=ok)
+    def dvc(self, *arguments: str, ok: bool = True, timeout_sec: float = TIMEOUT_SEC) -> str:
+        return self.run("dvc", *arguments, ok=ok, timeout_sec=timeout_sec)
 
     def stage(self, name: str, ok: bool = True) -> str:
         """Runs a stage without DVC."""
@@ -100,7 +100,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
     deadline = time.monotonic() + TIMEOUT_SEC
     while not condition():
         if process is not None and process.poll() is not None:
-            output = process.stdout.read() if process.stdout else ""
+            output, _ = process.communicate()
             raise AssertionError(f"ended with {process.returncode} before what was waited for\n{output}")
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)

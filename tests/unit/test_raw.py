@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -321,7 +322,7 @@ def test_bilinear_downscaling_is_antialiased() -> None:
 
 @pytest.mark.parametrize("resize_filter", FILTERS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("size", [1, 3, 7, 9, 31])
+@pytest.mark.parametrize("size", [1, 3, 7, 8, 9, 31])
 def test_flat_images_stay_flat(resize_filter: str, channels: int, size: int) -> None:
     made = convert(encode(Image.new("RGB", (size, size), (90, 90, 90))), channels=channels, resize_filter=resize_filter)
     assert (made.pixels[:3] == 90).all()
@@ -395,10 +396,8 @@ def test_damaged_bytes_never_escape_as_other_errors() -> None:
             damaged = bytearray(content)
             for position in rng.integers(0, len(content), 4):
                 damaged[position] = rng.integers(0, 256)
-            try:
+            with suppress(BadImageError):
                 assert convert(bytes(damaged), crop="center").pixels.shape == (3, 8, 8)
-            except BadImageError as error:
-                assert str(error)
 
 
 def test_bombs_are_refused_without_unpacking() -> None:

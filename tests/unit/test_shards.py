@@ -203,7 +203,7 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 99, "format_version=99, but this ganops reads 1"),
+        ("format_version", 99, "format_version=99, but ganops reads 1"),
         ("num_images", 13, "num_images=13, but its shards have 12"),
         ("class_counts", [12], "class_counts do not add up"),
         ("digest", "0" * 64, "digest does not belong"),

@@ -56,17 +56,17 @@ def test_every_part_of_the_state_matters(tmp_path: Path, lost: str) -> None:
 
 def test_every_attribute_is_saved_or_a_function_of_params(tmp_path: Path) -> None:
     """A new attribute of the state must be classified here, and saved unless it is a constant."""
-    saved = {"G", "D", "G_ema", "G_opt", "D_opt", "pl_mean", "nonfinite_steps", "nimg", "tick", "sums", "best"}
+    saved = {"G", "D", "G_ema", "G_opt", "D_opt", "pl_mean", "nonfinite_steps", "nimg", "tick_nimg", "sums", "best"}
     params = tiny_params()
     state = tiny_state(params)
     assert set(vars(state)) == saved
     run_steps(state, params, 3)
-    state.tick, state.best = 4, Best(16, "fd_x", 1.5)
+    state.tick_nimg, state.best = 16, Best(16, "fd_x", 1.5)
     save_state(tmp_path / "state.safetensors", state, PROVENANCE)
     loaded = tiny_state(params)
     load_state(tmp_path / "state.safetensors", loaded)
     assert equal(state, loaded)
-    assert (loaded.nimg, loaded.tick, loaded.best) == (state.nimg, 4, Best(16, "fd_x", 1.5))
+    assert (loaded.nimg, loaded.tick_nimg, loaded.best) == (state.nimg, 16, Best(16, "fd_x", 1.5))
     for one, other in ((state.G_opt, loaded.G_opt), (state.D_opt, loaded.D_opt)):
         moments = [key for value in one.state.values() for key in value]
         assert set(moments) == {"step", "exp_avg", "exp_avg_sq"}

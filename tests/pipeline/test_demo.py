@@ -1,0 +1,39 @@
+"""The demo as a newcomer runs it: one `dvc repro` with the repository's own params.yaml, once per run of the tests."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.svm import SVC
+
+from ganops.images.shards import open_shards
+from tests.pipeline.clone import ROOT, copy_project, stages_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_demo(tmp_path: Path) -> None:
+    clone = copy_project(tmp_path / "demo")
+    shutil.copy(ROOT / "params.yaml", clone.path / "params.yaml")
+    clone.commit()
+    output = clone.dvc("repro", timeout_sec=1200)
+    assert stages_run(output) == ["digits", "prepare", "stats", "train", "sample", "fid"]
+
+    with (clone.path / "results" / "train" / "history.csv").open() as file:
+        distances = [float(row["distance"]) for row in csv.DictReader(file) if row["distance"]]
+    assert len(distances) >= 5
+    assert distances[-1] < distances[0] / 3, distances
+    fid = json.loads((clone.path / "results" / "fid.json").read_text())
+    assert set(fid) == {"fd_efflite0", "protocol"}
+    assert fid["fd_efflite0"] == pytest.approx(distances[-1], rel=0.2)  # other samples, and more of them
+
+    # Recognisable: a classifier of the real digits reads the generated ones as what they were asked to be.
+    reals, samples = (open_shards(clone.path / "data" / name, verify=True) for name in ("shards", "samples"))
+    pixels = [shards.gather(np.arange(len(shards))).reshape(len(shards), -1) / 255.0 for shards in (reals, samples)]
+    readable = SVC().fit(pixels[0], reals.labels).predict(pixels[1]) == samples.labels
+    assert readable.mean() > 0.9
+    for name in ("results/samples/grid.png", "results/samples/truncation.png", "results/train/grids/000042.png"):
+        assert (clone.path / name).stat().st_size > 1000
