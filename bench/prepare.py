@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.report import report
 from ganops.config import PrepareParams
 from ganops.images.prepare import prepare
 
@@ -51,6 +50,8 @@ def folder_bytes(folder: Path) -> int:
 
 
 def main() -> None:
+    from bench.report import report  # imports torch, which every process of prepare would do again
+
     lines = [f"{COUNT} images {SIZE}x{SIZE}x3 to {RESOLUTION}x{RESOLUTION}x3, lanczos; best of 2 runs"]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -76,7 +76,7 @@ class TrainParams(Section):
     z_dim: Positive
     w_dim: Positive
     mapping_layers: Positive
-    mapping_lr_multiplier: Annotated[float, Field(gt=0)]
+    mapping_lr_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     channel_base: Positive
     channel_max: Positive
     G_architecture: Literal["skip", "resnet", "orig"]
@@ -86,15 +86,15 @@ class TrainParams(Section):
 
     precision: Literal["float32", "bfloat16", "float16"]
     low_precision_resolutions: NotNegative
-    conv_clamp: Annotated[float, Field(gt=0)] | None
+    conv_clamp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     tf32: bool
 
-    G_lr: Annotated[float, Field(gt=0)]
-    D_lr: Annotated[float, Field(gt=0)]
+    G_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    D_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     lr_rampup_kimg: Kimg
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
-    eps: Annotated[float, Field(gt=0)]
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
     r1_gamma: Gain
     r1_interval: Positive
@@ -104,8 +104,8 @@ class TrainParams(Section):
     pl_batch_shrink: Positive
     style_mixing_prob: Fraction
     w_avg_beta: Fraction
-    ema_kimg: Annotated[float, Field(gt=0)]
-    ema_rampup: Annotated[float, Field(gt=0)] | None
+    ema_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ema_rampup: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     max_nonfinite_steps: NotNegative
 
     @model_validator(mode="after")
@@ -128,6 +128,11 @@ class TrainParams(Section):
                 raise ValueError(
                     f"train.{key}={value:g} is not a multiple of train.tick_kimg={self.tick_kimg:g}: pictures, snapshots, "
                     "metrics and the end fall on ticks. Change one of them."
+                )
+        for key in ("image_kimg", "lr_rampup_kimg"):
+            if 0 < getattr(self, key) < 1:
+                raise ValueError(
+                    f"train.{key}={getattr(self, key):g} is between 0 (off) and 1, the smallest. Use 0 or 1."
                 )
         if self.tick_kimg * 1000 < self.batch_size:
             raise ValueError(
@@ -167,7 +172,7 @@ class RunParams(Section):
     cpu_threads: Positive
     workers: NotNegative
     deterministic: bool
-    state_kimg: Annotated[float, Field(gt=0)]
+    state_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
     keep_states: Positive
     keep_snapshots: Positive
     accept_code: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")]
@@ -214,6 +219,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ParamsError(f"params.yaml: line {key_node.start_mark.line + 1} has a key that is not a word.")
             if key_node.value in seen:
                 raise ParamsError(
                     f"params.yaml: {key_node.value} stands twice in one section (line {key_node.start_mark.line + 1})."
@@ -236,9 +243,11 @@ def load_params(path: Path) -> Params:
         ParamsError: one line naming the first wrong `section.key`, what was found and what is allowed.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path} not found in {Path.cwd()}.") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

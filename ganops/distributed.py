@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 
+import threadpoolctl
 import torch
 
 from ganops.errors import ParamsError
@@ -26,12 +27,13 @@ def make_generator(device: torch.device, *parts: int | str) -> torch.Generator:
 
 
 def select_device(device: str, cpu_threads: int) -> torch.device:
-    """The device for `run.device` (auto, cpu, cuda); sets the number of CPU threads of this process.
+    """The device for `run.device` (auto, cpu, cuda); sets the number of CPU threads of this process, of torch and of numpy.
 
     Raises:
         ParamsError: `run.device: cuda` on a machine without a usable CUDA device.
     """
     torch.set_num_threads(cpu_threads)
+    threadpoolctl.threadpool_limits(cpu_threads)  # numpy's BLAS too: its sums depend on the number of threads
     keep_freed_memory()
     available = torch.cuda.is_available()
     if device == "cuda" and not available:

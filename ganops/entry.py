@@ -48,7 +48,8 @@ class Stage:
             ParamsError: dvc.yaml names no such path for this stage, or several.
         """
         parts = Path(name).parts
-        found = [path for path in self.paths if path.parts[-len(parts) :] == parts]
+        exact = [path for path in self.paths if path == Path(name)]
+        found = exact or [path for path in self.paths if path.parts[-len(parts) :] == parts]
         if len(found) != 1:
             raise ParamsError(
                 f"dvc.yaml: stage {self.name} has {len(found)} deps and outs ending in {name}, expected 1."

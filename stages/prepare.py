@@ -8,7 +8,7 @@ from ganops.images.prepare import prepare
 
 def main(stage: Stage) -> None:
     params = stage.params.prepare
-    target = stage.path("shards")
+    target = stage.path("data/shards")
     index = prepare(Path(params.source), target, params, stage.params.run.workers)
     classes = f"{index.num_classes} classes" if index.class_names else "unlabelled"
     shape = f"{index.resolution}x{index.resolution}x{index.channels}"

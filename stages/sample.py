@@ -5,7 +5,7 @@ from ganops.entry import Stage, progress, run_stage, say
 from ganops.files import sha256_file
 from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import ShardWriter
-from ganops.networks.sampling import draw_classes, draw_truncation_sweep, generate_images, image_labels
+from ganops.networks.sampling import MAX_ROWS, draw_classes, draw_truncation_sweep, generate_images, image_labels
 from ganops.networks.snapshot import load_snapshot
 
 
@@ -23,21 +23,22 @@ def main(stage: Stage) -> None:
     batches = generate_images(
         G, p.seed, range(p.count), labels, p.truncation_psi, p.truncation_cutoff, p.noise_mode, p.batch_size
     )
-    writer = ShardWriter(stage.path("data/samples"), p.shard_images, G.resolution, G.img_channels, names, {})
-    done = 0
-    for images in progress(batches, -(-p.count // p.batch_size), "sample", "batch"):
-        writer.append(images.cpu().numpy(), labels[done : done + len(images)].numpy())
-        done += len(images)
-    provenance = {key: metadata[key] for key in ("kimg", "data_digest", "identity", "accepted_code")}
+    provenance = {key: metadata[key] for key in ("kimg", "run", "data_digest", "accepted_code")}
     values = {key: value for key, value in p.model_dump().items() if not key.startswith(("grid", "sweep", "shard"))}
-    writer.close({"snapshot_sha256": sha256_file(path), "training": provenance, "sample": values})
+    done, steps = 0, -(-p.count // p.batch_size)
+    shape = (p.shard_images, G.resolution, G.img_channels)
+    with ShardWriter(stage.path("data/samples"), *shape, names, {}) as writer:
+        for images in progress(batches, steps, "sample", "batch"):
+            writer.append(images.cpu().numpy(), labels[done : done + len(images)].numpy())
+            done += len(images)
+        writer.close({"snapshot_sha256": sha256_file(path), "training": provenance, "sample": values})
     say(f"sample: {p.count} images of {path} (kimg {metadata['kimg']:g}), psi {p.truncation_psi:g}")
 
     pictures, classes = stage.path("results/samples"), G.c_dim
     seed = derive_seed(p.seed, "pictures")
     grid = draw_classes(G, seed, classes, p.grid_columns, p.grid_psi, p.noise_mode, p.batch_size)
     save_png(pictures / "grid.png", make_grid(magnify(grid), p.grid_columns))
-    columns = max(classes, p.grid_columns)
+    columns = max(min(classes, MAX_ROWS), p.grid_columns)
     sweep = draw_truncation_sweep(G, seed, classes, columns, p.sweep_psi, p.batch_size)
     save_png(pictures / "truncation.png", make_grid(magnify(sweep), columns))
     say(f"sample: pictures in {pictures}: grid.png (psi {p.grid_psi:g}), truncation.png (psi {p.sweep_psi})")

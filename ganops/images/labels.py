@@ -103,7 +103,7 @@ def json_labels(content: bytes, names: Sequence[str]) -> Labels:
     """
     try:
         value = json.loads(content)
-    except ValueError as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
         raise DataError(f"dataset.json: not valid JSON ({error}).") from None
     entries = value.get("labels") if isinstance(value, dict) else None
     if entries is None:

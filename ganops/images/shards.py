@@ -239,8 +239,8 @@ def _explained(folder: Path) -> Iterator[None]:
     """Tells failures of the disk in the user's words."""
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write ({error.strerror or error}). Free or change the disk.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: what h5py makes of a full disk
+        raise DataError(f"{folder}: cannot write ({error}). Free or change the disk.") from None
 
 
 def _write_all(file: FileIO, images: NDArray[np.uint8]) -> None:

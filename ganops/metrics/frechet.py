@@ -7,15 +7,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+EPS = float(np.finfo(np.float64).eps)
+ROUNDING = 8  # units in the last place of the largest eigenvalue that the others may be wrong by
+TOLERANCE = 1e-9  # of the trace; the bound below is met by errors that were measured to be 50 times smaller, or more
+
 
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)).
 
     With sigma = A A^T, the trace of the root is the sum of the roots of the eigenvalues of A2^T sigma1 A2: symmetric
     problems only, so real by construction and several times faster than a general matrix root. Eigenvalues that are
-    rounding noise are left out of A. Where the product is singular as well (fewer samples than features on either
-    side), the roots of its zeros would be noise of 1e-8 each; then the same sum is taken as the singular values of
-    A1^T A2, which need no root.
+    rounding noise are left out of A. Where the product is close to singular as well (few samples on both sides),
+    the roots of its smallest eigenvalues would be noise of 1e-8 each; then the same sum is taken as that of the
+    singular values of A1^T A2, which need no root and take twice the time.
 
     Args:
         mu1: [D] float64.
@@ -43,8 +47,10 @@ def _trace_of_root(sigma1: Array, sigma2: Array) -> float:
     if not root2.size:
         return 0.0
     values = np.linalg.eigvalsh(root2.T @ sigma1 @ root2)
-    if values[0] > _noise(values):
-        return float(np.sqrt(values).sum())
+    # Where a value v has an error d, its root has d / (2 sqrt(v)), and sqrt(d) at most.
+    error, roots = ROUNDING * EPS * max(0.0, float(values[-1])), np.sqrt(np.maximum(values, 0.0))
+    if error and (error / np.maximum(2 * roots, np.sqrt(error))).sum() <= TOLERANCE * roots.sum():
+        return float(roots.sum())
     return float(np.linalg.svd(_root(sigma1).T @ root2, compute_uv=False).sum())
 
 
@@ -58,4 +64,4 @@ def _root(sigma: Array) -> Array:
 
 def _noise(values: NDArray[np.floating[Any]]) -> float:
     """The size of rounding errors in eigenvalues that were computed together, in ascending order."""
-    return max(0.0, float(values[-1])) * len(values) * float(np.finfo(np.float64).eps)
+    return max(0.0, float(values[-1])) * len(values) * EPS

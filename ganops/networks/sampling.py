@@ -11,6 +11,7 @@ from ganops.images.pixels import to_uint8
 from ganops.networks.stylegan2_generator import Generator
 
 CPU = torch.device("cpu")
+MAX_ROWS = 32  # of a picture; more classes than that are not looked at one by one
 
 
 def image_latents(seed: int, indices: Sequence[int], z_dim: int) -> Tensor:
@@ -82,12 +83,12 @@ def generate_images(
 def draw_classes(
     G: Generator, seed: int, num_classes: int, columns: int, psi: float, noise_mode: str, batch_size: int
 ) -> np.ndarray:
-    """Pictures for a grid: a row of `columns` images per class, or `columns` rows when there are no classes.
+    """Pictures for a grid: a row of `columns` images per class (the first 32), or `columns` rows when there are no classes.
 
     Returns:
         uint8 [rows * columns, C, H, W], row by row.
     """
-    rows = num_classes or columns
+    rows = min(num_classes, MAX_ROWS) or columns
     labels = torch.arange(rows).repeat_interleave(columns) if num_classes else torch.zeros(rows * columns).long()
     parts = generate_images(G, seed, range(rows * columns), labels, psi, None, noise_mode, batch_size)
     return torch.cat([part.cpu() for part in parts]).numpy()

@@ -46,13 +46,12 @@ COLUMNS = (
 )
 
 
-def read_history(path: Path, nimg: int) -> list[dict[str, str]]:
-    """The rows up to `nimg`; [] without a file. A last row cut short by a crash is not among them."""
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history; [] without a file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric_digest"] is not None]
-    return [row for row in rows if int(row["nimg"]) <= nimg]
+        return list(csv.DictReader(file))
 
 
 def format_duration(seconds: float) -> str:
@@ -81,7 +80,10 @@ class RunLog:
         self.run_path = run_path
         self.results = results
         self.end = end
-        self.rows: list[dict[str, Any]] = list(read_history(run_path / "history.csv", tick_nimg))
+        rows = read_history(run_path / "history.csv")
+        self.rows = [row for row in rows if int(row["nimg"]) <= tick_nimg]
+        # Of states that are newer than the one continued from: kept in the run directory until they are trained again.
+        self.later_rows = [row for row in rows if int(row["nimg"]) > tick_nimg]
         self.writer = SummaryWriter(str(run_path / "tensorboard"), purge_step=nimg + 1)
         self.bar = tqdm(
             total=end, initial=nimg, desc="train", unit="img", unit_scale=True, dynamic_ncols=True,
@@ -103,7 +105,6 @@ class RunLog:
         """
         self.rows.append({name: _text(row[name]) for name in COLUMNS})
         self._write_history()
-        write_json(self.results / "metrics.json", self._summary(row))
         for name in COLUMNS[3:-2]:
             if row[name] is not None:
                 self.writer.add_scalar(_TENSORBOARD.get(name, f"Progress/{name}"), row[name], row["nimg"])
@@ -124,22 +125,37 @@ class RunLog:
         copy_file(path, self.results / path.relative_to(self.run_path))
 
     def _write_history(self) -> None:
-        text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.rows)
-        content = text.getvalue().encode()
-        write_bytes(self.run_path / "history.csv", content)
-        write_bytes(self.results / "history.csv", content)
+        """history.csv in both places and metrics.json; also without a new row, since DVC has emptied the results."""
+        last = int(self.rows[-1]["nimg"]) if self.rows else 0
+        later = [row for row in self.later_rows if int(row["nimg"]) > last]
+        write_bytes(self.run_path / "history.csv", _table(self.rows + later))
+        write_bytes(self.results / "history.csv", _table(self.rows))
+        if self.rows:
+            write_json(self.results / "metrics.json", self._summary())
 
-    def _summary(self, row: dict[str, Any]) -> dict[str, Any]:
-        measured = [(float(old["distance"]), float(old["kimg"])) for old in self.rows if old["distance"] != ""]
-        summary = {key: row[key] for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg")}
-        summary = {key: value if math.isfinite(value) else None for key, value in summary.items()}
-        if measured:
-            best = min(measured)
-            summary |= {"distance": measured[-1][0], "best_distance": best[0], "best_kimg": best[1]}
+    def _summary(self) -> dict[str, float | None]:
+        """The last row's numbers; distances only of one yardstick, since others are not comparable."""
+        last = self.rows[-1]
+        numbers = {key: float(last[key]) for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg")}
+        summary = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        measured = [row for row in self.rows if row["distance"]]
+        alike = [row for row in measured if row["metric_digest"] == measured[-1]["metric_digest"]]
+        if alike:
+            best = min(alike, key=lambda row: float(row["distance"]))
+            summary |= {
+                "distance": float(alike[-1]["distance"]),
+                "best_distance": float(best["distance"]),
+                "best_kimg": float(best["kimg"]),
+            }
         return summary
+
+
+def _table(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
 
 
 _TENSORBOARD = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from ganops.config import Params
@@ -58,6 +59,7 @@ class StopSignal:
         if self.signal is not None:
             raise KeyboardInterrupt  # not Interrupted: in the middle of a step there is nothing whole to save
         self.signal = signal.Signals(number)
+        say(f"train: {self.signal.name}: will save and stop after this step; again to stop at once")
 
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
@@ -88,7 +90,9 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     yardstick = None
     if params.train.metric_kimg:
         weights = root / "data" / "weights"
-        yardstick = load_yardstick(statistics_path, params.stats, shards.index.digest, device, weights)
+        yardstick = load_yardstick(
+            statistics_path, params.stats, params.train.metric_images, shards.index.digest, device, weights
+        )
 
     end = end_nimg(params.train.total_kimg, params.train.batch_size)
     run = open_run(root, run_identity(params.train, shards.index.digest, params.run.fresh))
@@ -98,13 +102,21 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     if origin.state is not None:
         load_state(origin.state, state)
         take_over(run, origin, state.best.nimg if state.best else None)
+        if state.best is not None and not run.best_path(state.best.nimg).exists():
+            say(f"train: {run.best_path(state.best.nimg)} is missing; the best snapshot is chosen anew from here on")
+            state.best = None
     check_environment(run.path, _environment(device))
     _announce(run, state, end, shards, outputs)
 
     log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end)
     try:
-        _publish_pictures(run, log)
+        _publish_pictures(run, log, state.nimg)
         _train_until(end, params, state, shards, run, log, yardstick, stop)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"nimg {state.nimg}: out of memory with train.batch_gpu={params.train.batch_gpu} ({str(error).split('.')[0]}). "
+            "Lower it (results change slightly); saved states are whole."
+        ) from None
     finally:
         log.close()
     _publish(params, state, shards.index, run, outputs)
@@ -221,8 +233,9 @@ def _end_tick(
         row["distance"] = measure_distance(
             yardstick, state.G_ema, train.seed, train.metric_images, index.class_counts, train.batch_gpu, stop.check
         )
-        if state.best is None or row["distance"] < state.best.value:
-            state.best = Best(state.nimg, row["metric"], row["distance"])
+        best = state.best
+        if best is None or best.digest != yardstick.digest or row["distance"] < best.value:
+            state.best = Best(state.nimg, row["metric"], row["distance"], yardstick.digest)
             save_snapshot(run.best_path(state.nimg), state.G_ema, _snapshot_metadata(params, state, index, run))
     if comes_due(state.nimg, train.batch_size, train.snapshot_kimg):
         path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
@@ -258,7 +271,7 @@ def _save(params: Params, state: TrainingState, run: RunDirectory) -> None:
     """Saves a state that can be trusted: not in the middle of a series of gradients that are not finite."""
     if int(state.nonfinite_steps) == 0:
         save_state(run.state_path(state.nimg), state, run.provenance())
-        prune(run, params.run.keep_states, params.run.keep_snapshots)
+        prune(run, state.nimg, params.run.keep_states, params.run.keep_snapshots)
 
 
 def _snapshot_metadata(params: Params, state: TrainingState, index: ShardIndex, run: RunDirectory) -> dict[str, Any]:
@@ -292,14 +305,17 @@ def _announce(run: RunDirectory, state: TrainingState, end: int, shards: Shards,
     chosen = []
     for row in range(rows):
         members = (shards.labels == row).nonzero()[0] if state.G.c_dim else range(row * columns, len(shards))
-        chosen += [int(members[i % len(members)]) for i in range(columns)]
-    images = shards.gather(torch.tensor(chosen).numpy())
+        chosen += [int(members[i % len(members)]) if len(members) else -1 for i in range(columns)]
+    places = np.array(chosen)
+    images = shards.gather(np.maximum(places, 0))
+    images[places < 0] = 0  # a class without images: a black row
     save_png(run.path / "reals.png", make_grid(magnify(images), columns))
 
 
-def _publish_pictures(run: RunDirectory, log: RunLog) -> None:
-    """Puts the run's pictures so far where people look; DVC has emptied that place."""
-    for path in (run.path / "reals.png", run.path / "layers.txt", *sorted((run.path / "grids").glob("*.png"))):
+def _publish_pictures(run: RunDirectory, log: RunLog, nimg: int) -> None:
+    """Puts the run's pictures up to `nimg` where people look; DVC has emptied that place."""
+    grids = [path for path in sorted((run.path / "grids").glob("*.png")) if int(path.stem) <= nimg // 1000]
+    for path in (run.path / "reals.png", run.path / "layers.txt", *grids):
         log.add_picture(path)
 
 
@@ -308,7 +324,7 @@ def _publish(params: Params, state: TrainingState, index: ShardIndex, run: RunDi
     final = run.state_path(state.nimg)
     if not final.exists():
         save_state(final, state, run.provenance())
-    prune(run, params.run.keep_states, params.run.keep_snapshots)
+    prune(run, state.nimg, params.run.keep_states, params.run.keep_snapshots)
     copy_file(final, outputs.state)
     save_snapshot(outputs.last, state.G_ema, _snapshot_metadata(params, state, index, run))
     if state.best is None:

@@ -20,7 +20,7 @@ from ganops.networks.stylegan2_generator import Generator
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What distances are measured with; `digest` names its code and the statistics in every row of the history."""
+    """What distances are measured with; only those of one `digest` (code, statistics, samples) are compared."""
 
     extractor: Extractor
     statistics: Statistics
@@ -29,9 +29,9 @@ class Yardstick:
 
 
 def load_yardstick(
-    statistics: Path, params: StatsParams, data_digest: str, device: torch.device, weights: Path
+    statistics: Path, params: StatsParams, count: int, data_digest: str, device: torch.device, weights: Path
 ) -> Yardstick:
-    """Loads the extractor and the statistics of the real images.
+    """Loads the extractor and the statistics of the real images, to measure samples of `count` images with.
 
     Raises:
         DataError: the statistics are of other data or another extractor.
@@ -48,7 +48,7 @@ def load_yardstick(
             raise DataError(f"{statistics}: {name} is {found}, expected {expected}. Run `dvc repro stats`.")
     room = Path(__file__).parents[1] / "metrics"
     parts = [sha256_file(path) for path in sorted(room.glob("*.py"))] + [sha256_file(statistics)]
-    return Yardstick(extractor, stored, params.batch_size, f"{derive_seed(*parts):016x}")
+    return Yardstick(extractor, stored, params.batch_size, f"{derive_seed(count, *parts):016x}")
 
 
 def measure_distance(

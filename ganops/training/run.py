@@ -95,7 +95,7 @@ class RunDirectory:
 
     def provenance(self) -> dict[str, Any]:
         """What states and snapshots say of where they come from; nothing of time, machine or number of resumes."""
-        return {"identity": self.identity, "accepted_code": self.accepted_code}
+        return {"run": self.path.name, "identity": self.identity, "accepted_code": self.accepted_code}
 
 
 def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
@@ -124,7 +124,7 @@ def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
 
 def newest_state(states: Path, end: int) -> Path | None:
     """The newest whole state with nimg <= `end`; says which truncated ones it passes over."""
-    for path in sorted(states.glob("*.safetensors"), reverse=True):
+    for path in sorted(states.glob("[0-9]" * 9 + ".safetensors"), reverse=True):
         if int(path.stem) > end:
             continue
         try:
@@ -275,15 +275,18 @@ def take_over(run: RunDirectory, origin: Origin, best_nimg: int | None) -> None:
         copy_file(path, run.path / "grids" / name)
 
 
-def prune(run: RunDirectory, keep_states: int, keep_snapshots: int) -> None:
-    """Removes all but the newest states and snapshots, and best snapshots that no kept state names."""
-    states = sorted(run.states.glob("*.safetensors"))
-    for path in states[:-keep_states]:
-        path.unlink()
-    for path in sorted((run.path / "snapshots").glob("*.safetensors"))[:-keep_snapshots]:
-        path.unlink()
+def prune(run: RunDirectory, nimg: int, keep_states: int, keep_snapshots: int) -> None:
+    """Removes all but the newest states and snapshots up to `nimg`, and best snapshots that no kept state names.
+
+    After total_kimg was lowered there are later ones: the very last is kept, so that raising it again continues there.
+    """
+    for folder, keep in ((run.states, keep_states), (run.path / "snapshots", keep_snapshots)):
+        paths = sorted(folder.glob("[0-9]" * 9 + ".safetensors"))
+        reached = [path for path in paths if int(path.stem) <= nimg]
+        for path in set(paths) - set(reached[-keep:]) - set(paths[-1:]):
+            path.unlink()
     named = set()
-    for path in states[-keep_states:]:
+    for path in run.states.glob("[0-9]" * 9 + ".safetensors"):
         with suppress(RunError):
             best = read_state_metadata(path)["best"]
             named.add(None if best is None else run.best_path(best["nimg"]))

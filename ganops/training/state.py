@@ -27,11 +27,12 @@ STATE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Best:
-    """The snapshot with the smallest distance so far."""
+    """The snapshot with the smallest distance so far, among those of one yardstick (`digest`)."""
 
     nimg: int
     metric: str
     value: float
+    digest: str
 
 
 @dataclass
@@ -175,7 +176,10 @@ def save_state(path: Path, state: TrainingState, provenance: dict[str, Any]) -> 
     }
     with atomic_path(path) as temporary:
         # One metadata key: safetensors writes several in random order, and bytes would differ from run to run.
-        save_file(tensors, temporary, {"ganops": json.dumps(metadata, sort_keys=True)})
+        try:
+            save_file(tensors, temporary, {"ganops": json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:  # a full disk, for one
+            raise RunError(f"{path}: cannot write the state ({error}). Earlier states are whole.") from None
 
 
 def read_state_metadata(path: Path) -> dict[str, Any]:

@@ -107,6 +107,38 @@ def test_a_truncated_newest_state_falls_back(copy: Copy, finished: Clone) -> Non
     assert clone.models() == finished.models()
 
 
+def test_a_finished_run_is_published_again(copy: Copy, finished: Clone) -> None:
+    """As after a SIGKILL between the last state and DVC's own bookkeeping."""
+    clone = copy()
+    runs = clone.path / "kept"
+    (clone.path / "runs").rename(runs)
+    start_over(clone)
+    runs.rename(clone.path / "runs")
+    output = clone.dvc("repro", "train")
+    assert "was reached before; nothing to train" in output
+    assert clone.models() == finished.models()
+    assert clone.kimgs() == finished.kimgs()
+
+
+def test_a_lowered_total_gives_what_it_would_have_given(copy: Copy, finished: Clone) -> None:
+    lowered, direct = copy("lowered"), copy("direct")
+    lowered.set(train__total_kimg=1)
+    assert "starts, ends at kimg 1.008" in lowered.stage("train")  # the kept states are later
+    start_over(direct)
+    direct.set(train__total_kimg=1)
+    direct.stage("train")
+    assert lowered.models() == direct.models()
+    assert lowered.kimgs() == direct.kimgs()
+    names = [
+        sorted(path.name for path in (clone.path / "results/train/grids").iterdir()) for clone in (lowered, direct)
+    ]
+    assert names[0] == names[1]
+    lowered.set(train__total_kimg=2)
+    assert "was reached before" in lowered.stage("train")
+    assert lowered.models() == finished.models()
+    assert lowered.kimgs() == finished.kimgs()
+
+
 def test_two_trainers_of_one_run_take_turns(copy: Copy, finished: Clone) -> None:
     clone = copy()
     start_over(clone)

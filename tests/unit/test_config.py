@@ -42,6 +42,8 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
         ({"prepare.labels": "none"}, "train.conditional=true needs labels"),
         ({"fid.num_fake": 5000}, "fid.num_fake=5000 is more than sample.count"),
         ({"train.metric_kimg": 0, "sample.snapshot": "best"}, "sample.snapshot=best"),
+        ({"train.image_kimg": 0.5, "train.tick_kimg": 0.5}, "train.image_kimg=0.5 is between 0"),
+        ({"run.state_kimg": 0.0001}, "run.state_kimg=0.0001"),
         ({"train.precision": "bfloat16"}, "low_precision_resolutions=0"),
         ({"train.channel_base": 8}, "channel_base=8"),
         ({"train.total_kimg": float("inf")}, "train.total_kimg=inf"),

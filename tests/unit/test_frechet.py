@@ -61,6 +61,25 @@ def test_is_symmetric() -> None:
     assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(frechet_distance(*two[:2], *one[:2]), rel=1e-11)
 
 
+def test_covariances_without_a_common_direction() -> None:
+    """The product is zero: nothing is subtracted, and nothing divides by it."""
+    one, two, zero = np.diag([1.0, 2.0, 0, 0]), np.diag([0, 0, 3.0, 4.0]), np.zeros(4)
+    assert frechet_distance(zero, one, zero, two) == pytest.approx(10.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("steep", [10, 20, 60])
+def test_wide_spectra(steep: int) -> None:
+    """Eigenvalues of the product over up to fifty decades; the smallest of them are below rounding."""
+    rng = np.random.default_rng(0)
+    scale = np.exp(-np.arange(64) / 64 * steep)
+    sets = []
+    for factor in (1.0, 1.2):
+        x = rng.standard_normal((300, 64)) * scale * factor
+        centred = (x - x.mean(0)) / 299**0.5
+        sets.append((x.mean(0), centred.T @ centred, centred))
+    assert frechet_distance(*sets[0][:2], *sets[1][:2]) == pytest.approx(by_nuclear_norm(*sets), rel=1e-10)
+
+
 def test_point_masses() -> None:
     zero = np.zeros((3, 3))
     assert frechet_distance(np.zeros(3), zero, np.ones(3), zero) == 3.0

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ganops.config import PrepareParams
 from ganops.errors import DataError
 from ganops.images import prepare as module
 from ganops.images.prepare import prepare
-from ganops.images.raw import list_source
+from ganops.images.raw import Conversion, list_source
 from ganops.images.shards import ShardIndex, open_shards
 
 VALUES: dict[str, Any] = {
@@ -122,6 +123,36 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pyte
     assert [shard.count for shard in indices[0].shards] == [40, 40, 40, 30]
     archive = zipped(tmp_path / "source", tmp_path / "images.zip")
     assert run(archive, tmp_path / "zip", 2, crop="pad", shard_images=40) == indices[0]
+
+
+def test_few_chunks_wait_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[Sequence[str]] = []
+
+    class AtOnce(ThreadPoolExecutor):
+        """Counts chunks and converts none."""
+
+        def __init__(self, workers: int, *_: object, **__: object) -> None:
+            super().__init__(workers)
+
+        def submit(self, _: object, chunk: Sequence[str]) -> Future[Sequence[str]]:  # type: ignore[override]
+            submitted.append(chunk)
+            done: Future[Sequence[str]] = Future()
+            done.set_result(chunk)
+            return done
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", AtOnce)
+    names = [f"{i}.png" for i in range(64 * 40)]
+    conversion = Conversion(8, 3, "none", "box", (0, 0, 0))
+    taken = 0
+    for i, chunk in enumerate(module._convert_all(Path("unused"), names, conversion, workers=2)):
+        assert list(chunk) == names[64 * i : 64 * i + 64]
+        taken += 1
+        assert len(submitted) - taken < module.CHUNKS_AHEAD * 2
+    assert taken == 40
+    large = Conversion(1024, 4, "none", "box", (0, 0, 0))
+    submitted.clear()
+    next(module._convert_all(Path("unused"), names, large, workers=2))
+    assert {len(chunk) for chunk in submitted} == {1}
 
 
 def test_all_settings_reach_the_images(tmp_path: Path) -> None:
@@ -479,3 +510,10 @@ def alive(pids: list[int]) -> list[int]:
         if state not in "ZX":
             found.append(pid)
     return found
+
+
+def test_the_stage_does_not_import_torch() -> None:
+    """Every worker imports the stage's module again; torch would cost each of them seconds."""
+    script = "import sys, stages.prepare; sys.exit('torch' in sys.modules)"
+    root = Path(module.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == 0

@@ -120,15 +120,22 @@ def test_an_origin_elsewhere_is_taken_over(tmp_path: Path) -> None:
 def test_retention(tmp_path: Path) -> None:
     run = make_run(tmp_path, nimgs=(8, 16))
     state = tiny_state(tiny_params())
-    state.nimg, state.best = 24, Best(16, "fd_x", 1.0)
+    state.nimg, state.best = 24, Best(16, "fd_x", 1.0, "digest")
     save_state(run.state_path(24), state, run.provenance())
     for nimg in (8, 16, 24):
         run.best_path(nimg).write_bytes(b"best")
         (run.path / "snapshots" / f"{nimg:09d}.safetensors").write_bytes(b"snapshot")
-    prune(run, keep_states=2, keep_snapshots=1)
+    prune(run, 24, keep_states=2, keep_snapshots=1)
     assert sorted(path.stem for path in run.states.iterdir()) == ["000000016", "000000024"]
     assert [path.stem for path in (run.path / "best").iterdir()] == ["000000016"]
     assert [path.stem for path in (run.path / "snapshots").iterdir()] == ["000000024"]
+
+
+def test_retention_after_total_kimg_was_lowered(tmp_path: Path) -> None:
+    """The states that were just reached stay, and the very last one, to continue from when it is raised again."""
+    run = make_run(tmp_path, nimgs=(8, 16, 24, 80, 88))
+    prune(run, 24, keep_states=2, keep_snapshots=1)
+    assert sorted(int(path.stem) for path in run.states.iterdir()) == [16, 24, 88]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 def test_states_say_nothing_of_time_place_or_resumes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     metadata = read_state_metadata(run.state_path(8))
-    assert set(metadata) == {"format", "nimg", "tick_nimg", "best", "identity", "accepted_code"}
+    assert set(metadata) == {"format", "nimg", "tick_nimg", "best", "run", "identity", "accepted_code"}
     assert str(tmp_path) not in json.dumps(metadata)
 
 

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ganops.errors import DataError
+from ganops.images import shards as module
 from ganops.images.shards import FORMAT_VERSION, ShardIndex, ShardWriter, open_shards, read_index
 
 NAMES = ("ape", "bee", "Käfer")
@@ -139,6 +140,17 @@ def test_nothing_stays_when_writing_fails(tmp_path: Path) -> None:
         writer.append(images, labels)
         assert not (tmp_path / "index.json").exists()
         assert (tmp_path / "00002.h5").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")])
+def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "_write_shard", fail)
+    with pytest.raises(DataError, match=r"cannot write \(.*No space left on device\)"):
+        write(tmp_path, *make_images(12))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,12 +61,12 @@ def test_every_attribute_is_saved_or_a_function_of_params(tmp_path: Path) -> Non
     state = tiny_state(params)
     assert set(vars(state)) == saved
     run_steps(state, params, 3)
-    state.tick_nimg, state.best = 16, Best(16, "fd_x", 1.5)
+    state.tick_nimg, state.best = 16, Best(16, "fd_x", 1.5, "digest")
     save_state(tmp_path / "state.safetensors", state, PROVENANCE)
     loaded = tiny_state(params)
     load_state(tmp_path / "state.safetensors", loaded)
     assert equal(state, loaded)
-    assert (loaded.nimg, loaded.tick_nimg, loaded.best) == (state.nimg, 16, Best(16, "fd_x", 1.5))
+    assert (loaded.nimg, loaded.tick_nimg, loaded.best) == (state.nimg, 16, Best(16, "fd_x", 1.5, "digest"))
     for one, other in ((state.G_opt, loaded.G_opt), (state.D_opt, loaded.D_opt)):
         moments = [key for value in one.state.values() for key in value]
         assert set(moments) == {"step", "exp_avg", "exp_avg_sq"}
