@@ -27,7 +27,8 @@ def by_nuclear_norm(one: tuple[Array, Array, Array], two: tuple[Array, Array, Ar
 @pytest.mark.parametrize(("rows1", "rows2"), [(300, 400), (20, 400), (20, 30), (400, 5), (64, 64)])
 def test_equals_the_nuclear_norm_also_for_singular_covariances(rows1: int, rows2: int) -> None:
     one, two = gaussian(1, 64, rows1), gaussian(2, 64, rows2)
-    assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(by_nuclear_norm(one, two), rel=1e-10)
+    # 1e-8: the faster way is taken while its error is known to be below 1e-7 of the trace (measured: 1e-9 here).
+    assert frechet_distance(*one[:2], *two[:2]) == pytest.approx(by_nuclear_norm(one, two), rel=1e-8)
 
 
 def test_equals_scipys_root() -> None:

@@ -1,0 +1,10 @@
+"""One thread per test process: the tests run on all cores already (pytest-xdist), and more threads only wait."""
+
+import os
+
+import threadpoolctl
+import torch
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of processes that tests start
+torch.set_num_threads(1)
+threadpoolctl.threadpool_limits(1)
