@@ -91,7 +91,7 @@ def test_images_stand_in_the_order_of_their_names(source: Path, tmp_path: Path) 
 def test_twice_the_same_bytes_and_no_path_in_them(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "a", labels="folders")
     shutil.copytree(source, tmp_path / "moved")
-    time.sleep(1.1)
+    time.sleep(1.1)  # into another second: a time stamp in the bytes would show
     run(tmp_path / "moved", tmp_path / "b", labels="folders")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["00000.h5", "index.json"]

@@ -65,7 +65,7 @@ def test_bytes_do_not_depend_on_the_appends(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_process_or_time(tmp_path: Path) -> None:
     script = (
         "import sys, time, numpy as np; from pathlib import Path; from ganops.images.shards import ShardWriter\n"
-        "time.sleep(1.1)\n"
+        "time.sleep(1.1)\n"  # into another second: a time stamp in the bytes would show
         "w = ShardWriter(Path(sys.argv[1]), 4, 8, 1, ('a', 'b'), {'crop': 'none'})\n"
         "w.append(np.arange(6 * 64, dtype=np.uint8).reshape(6, 1, 8, 8), np.arange(6) % 2)\n"
         "print(w.close({}).digest)\n"
