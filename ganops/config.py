@@ -22,6 +22,10 @@ Gain = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Psi = Annotated[float, Field(ge=-2, le=2)]
 
+FROM_SCRATCH = (
+    "presets/from_scratch"  # train.init_from when training starts from random weights: DVC needs a file there
+)
+
 
 class Section(BaseModel):
     """What all sections share: frozen, strict types, no unknown keys."""
@@ -66,7 +70,13 @@ class TrainParams(Section):
     snapshot_kimg: Kimg
     metric_kimg: Kimg
     metric_images: Annotated[int, Field(ge=2)]
+    keep_best: Positive
+    max_nonfinite_steps: NotNegative
+    max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    rollbacks: NotNegative
 
+    init_from: Annotated[str, Field(min_length=1)]
+    D_freeze_blocks: NotNegative
     seed: NotNegative
     conditional: bool
     xflip: bool
@@ -76,6 +86,7 @@ class TrainParams(Section):
     z_dim: Positive
     w_dim: Positive
     mapping_layers: Positive
+    D_mapping_layers: Positive
     mapping_lr_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     channel_base: Positive
     channel_max: Positive
@@ -106,7 +117,6 @@ class TrainParams(Section):
     w_avg_beta: Fraction
     ema_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     ema_rampup: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    max_nonfinite_steps: NotNegative
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -144,6 +154,11 @@ class TrainParams(Section):
                 f"train.precision={self.precision} with train.low_precision_resolutions=0 computes everything in float32. "
                 "Say how many of the highest resolutions use it (4 in the published recipes), or set precision: float32."
             )
+        if self.D_freeze_blocks and self.init_from == FROM_SCRATCH:
+            raise ValueError(
+                f"train.D_freeze_blocks={self.D_freeze_blocks} freezes layers of D, but train.init_from={FROM_SCRATCH} "
+                "leaves them random. Name a training state as train.init_from, or set D_freeze_blocks: 0."
+            )
         if self.channel_base < 4 * 4:
             raise ValueError(f"train.channel_base={self.channel_base} leaves no channel; use at least the resolution.")
         return self
@@ -169,6 +184,9 @@ class FidParams(Section):
 
 class RunParams(Section):
     device: Literal["auto", "cpu", "cuda"]
+    gpus: Literal["auto"] | Positive
+    nodes: Positive
+    rendezvous: Annotated[str, Field(pattern=r"^([^:\s]+:\d{1,5})?$")]
     cpu_threads: Positive
     workers: NotNegative
     deterministic: bool
@@ -177,6 +195,14 @@ class RunParams(Section):
     keep_snapshots: Positive
     accept_code: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")]
     fresh: NotNegative
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.nodes > 1 and not self.rendezvous:
+            raise ValueError(
+                f"run.nodes={self.nodes} needs run.rendezvous, host:port of the first node, where the others meet it."
+            )
+        return self
 
 
 class Params(Section):
@@ -204,6 +230,12 @@ class Params(Section):
         if self.fid.num_fake > self.sample.count:
             raise ValueError(
                 f"fid.num_fake={self.fid.num_fake} is more than sample.count={self.sample.count}. Sample at least as many."
+            )
+        blocks = self.prepare.resolution.bit_length() - 3
+        if self.train.D_freeze_blocks > blocks:
+            raise ValueError(
+                f"train.D_freeze_blocks={self.train.D_freeze_blocks}, but D has {blocks} blocks at prepare.resolution="
+                f"{self.prepare.resolution}. Use 0 to {blocks}."
             )
         if min(self.train.channel_base // self.prepare.resolution, self.train.channel_max) < 1:
             raise ValueError(
@@ -266,7 +298,7 @@ def _explain(error: ValidationError) -> str:
     """The first finding in the user's words; unknown keys first, since they explain missing ones."""
     findings = sorted(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
     finding = findings[0]
-    name = ".".join(str(part) for part in finding["loc"])
+    name = ".".join(str(part) for part in finding["loc"][:2])  # deeper parts are kinds of a value, or places in a list
     if finding["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, _all_keys(), n=1, cutoff=0.5)
         return f"{name} is not a known key." + (f" Did you mean {near[0]}?" if near else " Remove it.")

@@ -1,18 +1,40 @@
-"""Devices, and seeds that are a pure function of what they are for.
+"""Devices, ranks, and seeds that are a pure function of what they are for.
 
 Nothing in ganops keeps a random state: a generator is made where it is used, from (seed, what, where in
-training), so a resumed run draws what an uninterrupted one would have drawn.
+training), so a resumed run draws what an uninterrupted one would have drawn, and any number of ranks draws the same.
 """
 
 import ctypes
+import datetime
 import hashlib
+import itertools
 import os
+import pickle
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import threadpoolctl
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from ganops.errors import ParamsError
+from ganops.config import Params
+from ganops.errors import GanopsError, Interrupted, LostContact, ParamsError, RunError
+from ganops.launch import local_rank, local_world_size, rank, world_size, write_report
+
+T = TypeVar("T")
+
+BEAT_SEC = 1.0  # each rank gives a sign of life so often
+SILENT_SEC = 20.0  # and is given up after so long without one; with the launcher's 30 s to kill it, under a minute
+COLLECTIVE_SEC = 600.0  # for one that is alive but never arrives; torch's own limit for NCCL
+POLL_SEC = 0.02
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -27,10 +49,10 @@ def make_generator(device: torch.device, *parts: int | str) -> torch.Generator:
 
 
 def select_device(device: str, cpu_threads: int) -> torch.device:
-    """The device for `run.device` (auto, cpu, cuda); sets the number of CPU threads of this process, of torch and of numpy.
+    """The device of this rank for `run.device` (auto, cpu, cuda); sets the CPU threads of this process, torch's and numpy's.
 
     Raises:
-        ParamsError: `run.device: cuda` on a machine without a usable CUDA device.
+        ParamsError: `run.device: cuda` on a machine without a usable CUDA device, or fewer devices than ranks.
     """
     torch.set_num_threads(cpu_threads)
     threadpoolctl.threadpool_limits(cpu_threads)  # numpy's BLAS too: its sums depend on the number of threads
@@ -38,7 +60,16 @@ def select_device(device: str, cpu_threads: int) -> torch.device:
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ParamsError("run.device=cuda, but torch finds no CUDA device here. Set run.device: auto or cpu.")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
+    if not available or device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count < local_world_size() and count > 1:
+        raise ParamsError(
+            f"{local_world_size()} ranks on this node, but {count} GPUs are visible. Start {count} ranks."
+        )
+    chosen = torch.device("cuda", local_rank() % count)  # count 1: Slurm shows each task its own GPU only
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def keep_freed_memory() -> None:
@@ -64,3 +95,269 @@ def configure_numerics(tf32: bool, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for determinism
     torch.use_deterministic_algorithms(deterministic)
+
+
+def deal(count: int, number: int, ranks: int) -> range:
+    """Which of `count` things rank `number` of `ranks` gets: in blocks, the first ranks one more. 8 over 3: 3, 3, 2."""
+    each, more = divmod(count, ranks)
+    start = number * each + min(number, more)
+    return range(start, start + each + (number < more))
+
+
+@contextmanager
+def joined_ranks(stage: str, params: Params) -> Iterator[None]:
+    """Joins the ranks that a launcher has started, and watches over them until the block ends.
+
+    Raises:
+        RunError: another rank runs another stage, other code or other params; or they do not meet.
+        LostContact: a rank has died or does not answer.
+    """
+    if world_size() == 1:
+        yield
+        return
+    device = select_device(params.run.device, params.run.cpu_threads)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=COLLECTIVE_SEC))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the ranks did not meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({error}). "
+            "docs/cluster.md says what must be set."
+        ) from None
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch_next_rank, args=(ended,), name="watch", daemon=True)
+    watch.start()
+    try:
+        _compare_ranks(stage, params)
+        yield
+        with _contact():
+            dist.barrier()  # nobody leaves while another still needs it
+        dist.destroy_process_group()  # only here: after a failure it might wait for the dead
+    except LostContact as error:
+        raise LostContact(f"{error} {_find_lost()}") from None
+    except Interrupted:
+        raise
+    except GanopsError as error:
+        with suppress(RuntimeError):
+            _main_store().set("ganops/error", f"Rank {rank()} on {socket.gethostname()}: {error}")
+        raise
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _find_lost() -> str:
+    """After contact was lost: which rank had an error, or which give no more signs of life."""
+    try:
+        store = _main_store()
+        if store.check(["ganops/error"]):
+            return str(store.get("ganops/error").decode())
+        keys = [f"ganops/beat/{number}" for number in range(world_size())]
+        before = [store.get(key) if store.check([key]) else b"" for key in keys]
+        time.sleep(3 * BEAT_SEC)
+        if store.check(["ganops/error"]):
+            return str(store.get("ganops/error").decode())
+        gone = [number for number, key in enumerate(keys) if not before[number] or store.get(key) == before[number]]
+        hosts = [store.get(f"ganops/host/{number}").decode() for number in gone if before[number]]
+    except RuntimeError:
+        return "The ranks' store does not answer either: the first node's launcher is gone."
+    return f"Gone: {', '.join(f'rank {number} ({host})' for number, host in zip(gone, hosts, strict=False))}."
+
+
+def _open_store() -> TCPStore:
+    """A connection of its own to the key-value store through which the ranks have met: one per thread."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = datetime.timedelta(seconds=SILENT_SEC)
+    return TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False)
+
+
+def _watch_next_rank(ended: threading.Event) -> None:
+    """Gives signs of life, and looks for those of the next rank: in a ring, somebody living watches every rank.
+
+    A dead rank is noticed at once by whoever talks to it; this is for one that hangs, or whose machine is gone.
+    """
+    other = (rank() + 1) % world_size()
+    reason, where = "", "an unknown host"
+    try:
+        store = _open_store()
+        store.set(f"ganops/host/{rank()}", f"{socket.gethostname()}, process {os.getpid()}")
+        seen, since = b"", time.monotonic()
+        for beat in itertools.count():
+            store.set(f"ganops/beat/{rank()}", str(beat))
+            key = f"ganops/beat/{other}"
+            now = store.get(key) if store.check([key]) else b""
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > SILENT_SEC:
+                where = store.get(f"ganops/host/{other}").decode() if seen else where
+                reason = f"has given no sign of life for {SILENT_SEC:g} seconds"
+                break
+            if ended.wait(BEAT_SEC):
+                return
+    except RuntimeError as error:  # dist.DistError: the store is gone, or does not answer
+        if ended.wait(SILENT_SEC / 4):  # a rank that ends in order, or with an error of its own, does so now
+            return
+        write_report("lost", f"the ranks' store at {os.environ['MASTER_ADDR']} does not answer ({error})", 1)
+        os._exit(1)
+    message = f"rank {other} ({where}) {reason}. What was saved is whole. Look at that machine, then start again."
+    if not write_report("silent", message, 1):
+        print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
+    os._exit(1)  # the main thread waits in a collective and cannot be interrupted
+
+
+def _compare_ranks(stage: str, params: Params) -> None:
+    """Refuses ranks that would compute something else."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    own = {
+        "the stage": stage,
+        "params.yaml": hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16],
+        "the code of ganops": code.hexdigest()[:16],
+        "torch": torch.__version__,
+    }
+    everybody: list[tuple[str, dict[str, str]]] = [("", {})] * world_size()
+    with _contact():
+        dist.all_gather_object(everybody, (socket.gethostname(), own))
+    host, first = everybody[0]
+    for number, (other_host, other) in enumerate(everybody):
+        for key, value in first.items():
+            if other[key] != value:
+                raise RunError(
+                    f"rank {number} on {other_host}: {key} is {other[key]}, but {value} on {host} (rank 0). "
+                    "All ranks need the same files."
+                )
+
+
+@contextmanager
+def _contact() -> Iterator[None]:
+    """Turns what torch raises when another rank is gone into one clear error."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises it, and dist.DistError is one
+        text = str(error).split("\n")[0][:200]
+        raise LostContact(f"lost contact with another rank ({text}). What was saved is whole.") from None
+
+
+def sum_over_ranks(tensor: Tensor) -> None:
+    """Adds up a tensor over all ranks, in place; each gets the same bits. Nothing without ranks."""
+    if world_size() > 1:
+        with _contact():
+            dist.all_reduce(tensor)
+
+
+def sum_gradients(gradients: Sequence[Tensor]) -> None:
+    """Adds up gradients over all ranks, in place, in one message.
+
+    One flat all-reduce per phase and not DistributedDataParallel: a phase may call a network several times and
+    differentiate twice, which DDP's hooks do not follow; measured in bench/scaling.py, it is no slower.
+    """
+    if world_size() == 1:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    sum_over_ranks(flat)
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(
+        list(gradients), [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+    )
+
+
+def largest_over_ranks(value: int) -> int:
+    """The largest of the ranks' values."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.int64)
+    with _contact():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
+    """Gives every rank the tensors of rank 0, in place."""
+    if world_size() > 1:
+        with _contact(), torch.no_grad():
+            for tensor in tensors:
+                whole = tensor.contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
+
+
+def check_agreement(tensors: Sequence[Tensor], what: str) -> None:
+    """Compares a fingerprint of tensors over all ranks.
+
+    Raises:
+        RunError: a rank's tensors differ from rank 0's: a broken machine, or a mistake in this program.
+    """
+    if world_size() == 1:
+        return
+    norms = torch.stack([tensor.detach().double().sum() for tensor in tensors]).cpu().view(torch.int64)
+    everybody = [torch.empty_like(norms) for _ in range(world_size())]
+    with _contact():
+        dist.all_gather(everybody, norms)
+    odd = [number for number, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
+    if odd:
+        raise RunError(
+            f"rank {odd[0]}: its {what} differ from rank 0's, which must never happen. Nothing of this was saved; check "
+            "that machine's memory and GPU, and start the same command again."
+        )
+
+
+_first_calls = itertools.count()
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank. The others wait as long as it takes, without a time limit.
+
+    Every rank must come here. The result travels as a pickle between the processes of one run.
+    """
+    if world_size() == 1:
+        return work()
+    store = _main_store()
+    key = f"ganops/first/{next(_first_calls)}"
+    if rank() == 0:
+        result = work()
+        with _contact():
+            store.set(key, pickle.dumps(result))  # type: ignore[arg-type]  # bytes are taken as they are
+        return result
+    with _contact():
+        while not store.check([key]):
+            time.sleep(POLL_SEC)
+        value: T = pickle.loads(store.get(key))
+    return value
+
+
+_stores: list[TCPStore] = []
+
+
+def _main_store() -> TCPStore:
+    if not _stores:
+        _stores.append(_open_store())
+    return _stores[0]
+
+
+def collect_rounds(items: Iterator[T], total: int) -> Iterator[list[T]]:
+    """Brings together what the ranks have made, in order: item i is made by rank i % world_size().
+
+    Args:
+        items: this rank's items, in order.
+        total: how many items all ranks have together.
+    Yields:
+        One list per round, on every rank alike often: on rank 0 the next items in order (at most one of each rank), on
+        the others nothing.
+    """
+    ranks = world_size()
+    for start in range(0, total, ranks):
+        if ranks == 1:
+            yield [next(items)]
+            continue
+        mine = [next(items)] if start + rank() < total else []
+        gathered: list[list[T]] | None = [[]] * ranks if rank() == 0 else None
+        with _contact():
+            dist.gather_object(mine, gathered)
+        yield [item for part in gathered or [] for item in part]
+
+
+def collect_in_order(items: Iterator[T], total: int) -> Iterator[T]:
+    """`collect_rounds`, one item after the other: all of them on rank 0; on the others none, but run through it."""
+    for arrived in collect_rounds(items, total):
+        yield from arrived

@@ -16,7 +16,19 @@ import yaml
 from tqdm import tqdm
 
 from ganops.config import Params, load_params
-from ganops.errors import GanopsError, Interrupted, ParamsError
+from ganops.errors import GanopsError, Interrupted, LostContact, ParamsError
+from ganops.launch import (
+    LAUNCHER,
+    adopt_slurm,
+    announce_rank,
+    gather_nodes,
+    is_rank,
+    launch,
+    rank,
+    ranks_per_node,
+    world_size,
+    write_report,
+)
 
 T = TypeVar("T")
 
@@ -81,29 +93,73 @@ def load_stage(name: str) -> Stage:
     return Stage(name, params, paths, Path(os.environ.get("DVC_ROOT") or "."))
 
 
-def run_stage(name: str, main: Callable[[Stage], None]) -> None:
-    """Runs `main`; a user's mistake ends in one line on stderr and exit code 1, an interruption in 130 or 143.
+def run_stage(name: str, main: Callable[[Stage], None], most_ranks: Callable[[Params], int] | None = None) -> None:
+    """Runs `main`, in as many ranks as `run.gpus` and `run.nodes` say; ends with exit code 0, or says why not.
 
-    A stage that exits with 0 after Ctrl-C would be recorded by DVC as done. Under DVC the stage also asks the kernel
-    for SIGTERM when DVC dies (which forwards no signal), so that nothing trains on unseen.
+    A user's mistake ends in one line on stderr and exit code 1, an interruption in 130 or 143: a stage that exits with
+    0 after Ctrl-C would be recorded by DVC as done. The stage also asks the kernel for SIGTERM when its parent (DVC, or
+    the launcher of its ranks) dies, so that nothing trains on unseen.
+
+    Args:
+        name: of the stage in dvc.yaml.
+        main: what to do, in every rank.
+        most_ranks: how many ranks the stage has work for; None for a stage that is always one process.
     """
-    if "DVC_ROOT" in os.environ and sys.platform == "linux":
+    if (LAUNCHER in os.environ or "DVC_ROOT" in os.environ) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_interrupted)
-    code = 0
+    kind, message, code = "", "", 0
     try:
-        main(load_stage(name))
+        adopt_slurm()
+        announce_rank()
+        stage = load_stage(name)
+        _run_here_or_in_ranks(stage, main, most_ranks)
     except Interrupted as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        code = 128 + error.signum
+        kind, message, code = "interrupted", str(error), 128 + error.signum
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr, flush=True)
-        code = 130
+        kind, message, code = "interrupted", "interrupted", 130
+    except LostContact as error:
+        kind, message, code = "lost", str(error), 1
     except (GanopsError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        code = 1
+        kind, message, code = "error", str(error), 1
+    except MemoryError:
+        kind, message, code = (
+            "error",
+            "out of memory. Close other programs, or lower the batch sizes in params.yaml.",
+            1,
+        )
+    except Exception as error:
+        write_report("crash", f"{type(error).__name__}: {error}", 1)
+        raise
     if code:
+        if not write_report(kind, message, code):
+            print(f"{name}: {_who()}{message}", file=sys.stderr, flush=True)
         sys.exit(code)
+
+
+def _run_here_or_in_ranks(
+    stage: Stage, main: Callable[[Stage], None], most_ranks: Callable[[Params], int] | None
+) -> None:
+    if most_ranks is None:
+        main(stage)
+    elif is_rank():
+        from ganops.distributed import joined_ranks  # not at the top: `digits` and one-process `prepare` need no torch
+
+        with joined_ranks(stage.name, stage.params):
+            main(stage)
+    else:
+        nodes, most = stage.params.run.nodes, most_ranks(stage.params)
+        count = ranks_per_node(stage.params, most)
+        if nodes > 1:
+            launch(stage.name, stage.params, count, gather_nodes(stage.name, stage.params, max(most // nodes, 1)))
+        elif count > 1:
+            launch(stage.name, stage.params, count)
+        else:
+            main(stage)
+
+
+def _who() -> str:
+    return f"rank {rank()}: " if world_size() > 1 else ""
 
 
 def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
@@ -111,7 +167,9 @@ def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
 
 
 def say(text: str) -> None:
-    """One line of a stage's report, at once (DVC does not set PYTHONUNBUFFERED), not torn by a progress bar."""
+    """One line of a stage's report, at once (DVC does not set PYTHONUNBUFFERED), not torn by a bar. Only rank 0 speaks."""
+    if rank():
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
@@ -127,6 +185,9 @@ def progress(items: Iterable[T], total: int, what: str, unit: str, stream: TextI
         stream: where to show it; stderr if None.
     """
     out = stream if stream is not None else sys.stderr
+    if rank():
+        yield from items
+        return
     if out.isatty():
         yield from tqdm(items, total=total, desc=what, unit=unit, file=out, dynamic_ncols=True)
         return

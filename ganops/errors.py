@@ -21,6 +21,18 @@ class RunError(GanopsError):
     """A training run cannot start, continue or go on."""
 
 
+class DamagedState(RunError):
+    """A state file is cut short or was changed; an earlier one may be whole."""
+
+
+class LostContact(RunError):
+    """Another rank is gone or does not answer. A consequence: the cause is that rank's own error, or its death."""
+
+
+class Diverged(RunError):
+    """Losses or gradients are no longer finite, or out of all proportion."""
+
+
 class Interrupted(GanopsError):
     """A signal asked the stage to stop; what could be saved was saved."""
 

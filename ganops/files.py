@@ -65,3 +65,11 @@ def remove_temporaries(folder: Path) -> None:
     """Removes what killed writers left in `folder`. Only for a folder that nobody else writes to."""
     for path in folder.glob(".*.tmp"):
         path.unlink()
+
+
+def format_bytes(size: float) -> str:
+    """1234567 -> '1.2 MB'."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"

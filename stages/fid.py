@@ -1,10 +1,11 @@
 """fid: data/samples and data/stats.npz -> results/fid.json."""
 
-from ganops.distributed import select_device
+from ganops.distributed import collect_in_order, select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.errors import DataError
 from ganops.files import write_json
 from ganops.images.shards import open_shards
+from ganops.launch import rank
 from ganops.metrics.extractor import load_extractor
 from ganops.metrics.features import (
     Moments,
@@ -32,8 +33,11 @@ def main(stage: Stage) -> None:
     say(f"fid: {extractor.name} ({extractor.metric}) on {device.type}, {count} samples")
     batches = extract(extractor, image_batches(samples, count, p.batch_size), p.batch_size)
     moments = Moments()
-    for features in progress(batches, -(-count // p.batch_size), "fid", "batch"):
+    steps = -(-count // p.batch_size)
+    for features in progress(collect_in_order(batches, steps), steps, "fid", "batch"):
         moments.append(features)
+    if rank():
+        return
     value = frechet_distance(real.mu, real.sigma, moments.mean(), moments.covariance(p.ddof))
     dim = len(real.mu)
     protocol = {
@@ -52,4 +56,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("fid", main)
+    run_stage("fid", main, lambda params: -(-params.fid.num_fake // params.stats.batch_size))

@@ -10,10 +10,12 @@ def main(stage: Stage) -> None:
     params = stage.params.prepare
     target = stage.path("data/shards")
     index = prepare(Path(params.source), target, params, stage.params.run.workers)
+    if index is None:  # another rank than the first
+        return
     classes = f"{index.num_classes} classes" if index.class_names else "unlabelled"
     shape = f"{index.resolution}x{index.resolution}x{index.channels}"
     say(f"prepare: {index.num_images} images {shape}, {classes}, {len(index.shards)} shards in {target}")
 
 
 if __name__ == "__main__":
-    run_stage("prepare", main)
+    run_stage("prepare", main, lambda params: params.run.nodes)  # on each node run.workers processes

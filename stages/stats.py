@@ -1,11 +1,14 @@
 """stats: data/shards -> data/stats.npz."""
 
+import sys
+
 import numpy as np
 
-from ganops.distributed import select_device
+from ganops.distributed import collect_in_order, select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.errors import DataError
 from ganops.images.shards import open_shards
+from ganops.launch import rank
 from ganops.metrics.extractor import load_extractor
 from ganops.metrics.features import (
     Moments,
@@ -30,11 +33,14 @@ def main(stage: Stage) -> None:
     say(f"stats: {extractor.name} ({extractor.metric}) on {device.type}, {count} images")
     indices = spread_indices(count, p.keep_features)
     moments, kept = Moments(), []
+    steps = -(-count // p.batch_size)
     batches = extract(extractor, image_batches(shards, count, p.batch_size), p.batch_size)
-    for features in progress(batches, -(-count // p.batch_size), "stats", "batch"):
+    for features in progress(collect_in_order(batches, steps), steps, "stats", "batch"):
         places = indices - moments.count
         kept.append(features[places[(places >= 0) & (places < len(features))]])
         moments.append(features)
+    if rank():
+        return
     protocol = describe_protocol(extractor, shards.index, p.ddof, p.batch_size)
     statistics = Statistics(moments.mean(), moments.covariance(p.ddof), count, protocol, np.concatenate(kept))
     save_statistics(stage.path("stats.npz"), statistics)
@@ -42,4 +48,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("stats", main)
+    run_stage("stats", main, lambda params: sys.maxsize)

@@ -1,7 +1,8 @@
 """train: data/shards and data/stats.npz -> models/ and results/train."""
 
 from ganops.entry import Stage, run_stage
-from ganops.training.loop import Outputs, train
+from ganops.training.job import Outputs
+from ganops.training.loop import most_ranks, train
 
 
 def main(stage: Stage) -> None:
@@ -9,6 +10,7 @@ def main(stage: Stage) -> None:
     outputs = Outputs(
         last=stage.path("last.safetensors"),
         best=stage.path("best.safetensors"),
+        best_folder=stage.path("models/best"),
         state=stage.path("state.safetensors"),
         results=stage.path("metrics.json").parent,
     )
@@ -16,4 +18,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train", main)
+    run_stage("train", main, most_ranks)

@@ -84,7 +84,9 @@ class _Order:
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-def iterate_batches(shards: Shards, seed: int, start: int, batch_size: int) -> Generator[Batch, None, None]:
+def iterate_batches(
+    shards: Shards, seed: int, start: int, batch_size: int, part: range | None = None
+) -> Generator[Batch, None, None]:
     """Batches without end in `data_order`, from position `start` on; batches cross the ends of epochs.
 
     A thread gathers up to three batches ahead. It starts with the first `next()` and ends when the iterator is
@@ -95,17 +97,19 @@ def iterate_batches(shards: Shards, seed: int, start: int, batch_size: int) -> G
         seed: train.seed.
         start: images seen so far.
         batch_size: images per batch.
+        part: which images of each batch are wanted, for one rank of several; None = all.
     Raises:
         ValueError: a number is out of range.
     """
-    if start < 0 or batch_size < 1:
-        raise ValueError(f"start={start}, batch_size={batch_size}")
-    return _prefetch(_gather_batches(shards, _Order(seed, len(shards)), start, batch_size))
+    part = range(batch_size) if part is None else part
+    if start < 0 or batch_size < 1 or part.step != 1 or not 0 <= part.start <= part.stop <= batch_size:
+        raise ValueError(f"start={start}, batch_size={batch_size}, part={part}")
+    return _prefetch(_gather_batches(shards, _Order(seed, len(shards)), start, batch_size, part))
 
 
-def _gather_batches(shards: Shards, order: _Order, start: int, batch_size: int) -> Iterator[Batch]:
+def _gather_batches(shards: Shards, order: _Order, start: int, batch_size: int, part: range) -> Iterator[Batch]:
     while True:
-        indices = order.take(start, batch_size)
+        indices = order.take(start + part.start, len(part))
         yield Batch(torch.from_numpy(shards.gather(indices)), torch.from_numpy(shards.labels[indices]))
         start += batch_size
 

@@ -30,6 +30,7 @@ from ganops.errors import DataError
 from ganops.images.labels import LISTED, TABLES, Labels, first_ten, read_labels
 from ganops.images.raw import BadImageError, Conversion, Listing, convert_image, list_source, open_zip, read_file
 from ganops.images.shards import ShardIndex, ShardWriter
+from ganops.launch import rank, world_size
 
 CHUNK_BYTES = 1 << 22  # of pixels that a worker sends back at a time
 CHUNK_IMAGES = 64
@@ -70,14 +71,17 @@ class _Tally:
         self.warnings.update(outcome.warnings)
 
 
-def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> ShardIndex:
+def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> ShardIndex | None:
     """Makes a folder of shards from a folder or zip of images.
 
     Args:
         source: a folder, searched recursively, or a zip.
         target: the folder for shards and index.json; earlier shards in it are replaced, and gone if this fails.
         params: section `prepare` of params.yaml (`source` is not read).
-        workers: processes; 0 = one per core. Has no influence on the result.
+        workers: processes of this rank; 0 = one per core. Has no influence on the result; nor has the number of ranks,
+            which all convert, and of which the first writes.
+    Returns:
+        What was written; None on other ranks than the first.
     Raises:
         DataError: the source, its labels or its images cannot be used, or the disk is too small.
     """
@@ -85,7 +89,8 @@ def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> 
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{target} lies in prepare.source={source}. Keep the images in a folder of their own.")
     labels = read_labels(params.labels, listing.names, functools.partial(_read_table, source, listing))
-    _check_disk(target, len(listing.names), params)
+    if rank() == 0:
+        _check_disk(target, len(listing.names), params)
     conversion = Conversion(
         resolution=params.resolution,
         channels=params.channels,
@@ -98,12 +103,15 @@ def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> 
         "resize_filter": params.resize_filter,
         "background": " ".join(str(level) for level in params.background),
     }
+    converted = _convert_all(source, listing.locations, conversion, workers)
+    if rank():
+        deque(converted, maxlen=0)
+        return None
     tally = _Tally()
     fail = params.on_bad_image == "fail"
     with ShardWriter(
         target, params.shard_images, params.resolution, params.channels, labels.class_names, attributes
     ) as writer:
-        converted = _convert_all(source, listing.locations, conversion, workers)
         outcomes = _write_all(converted, writer, labels, tally, fail)
         for name, outcome in zip(listing.names, progress(outcomes, len(listing.names), "prepare", "img"), strict=True):
             if fail and outcome.reason and not tally.skipped:
@@ -191,12 +199,25 @@ def _work(locations: Sequence[str]) -> tuple[NDArray[np.uint8], list[_Outcome]]:
 def _convert_all(
     source: Path, locations: Sequence[str], conversion: Conversion, workers: int
 ) -> Iterator[tuple[NDArray[np.uint8], list[_Outcome]]]:
-    """Chunks in order, by several processes; by this one if there is too little to do for two."""
+    """Chunks in order, by several processes on every rank; all of them on rank 0, none on the others."""
     image_bytes = conversion.channels * conversion.resolution**2
     size = min(CHUNK_IMAGES, max(1, CHUNK_BYTES // image_bytes))
     chunks = [locations[start : start + size] for start in range(0, len(locations), size)]
+    if world_size() == 1:
+        yield from _convert_here(source, chunks, conversion, workers)
+        return
+    from ganops.distributed import collect_in_order  # not at the top: workers would wait seconds for torch
+
+    own = _convert_here(source, chunks[rank() :: world_size()], conversion, workers)
+    yield from collect_in_order(own, len(chunks))
+
+
+def _convert_here(
+    source: Path, chunks: Sequence[Sequence[str]], conversion: Conversion, workers: int
+) -> Iterator[tuple[NDArray[np.uint8], list[_Outcome]]]:
+    """Chunks in order, by several processes; by this one if there is too little to do for two."""
     workers = min(workers or os.cpu_count() or 1, len(chunks))
-    if workers == 1:
+    if workers <= 1:
         converter = _Converter(source, conversion)
         try:
             yield from map(converter.convert, chunks)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ganops.errors import DataError
 from ganops.files import atomic_path, remove_temporaries, sha256_file, write_json
+from ganops.launch import rank, world_size
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -358,17 +359,17 @@ def open_shards(folder: Path, verify: bool) -> Shards:
 
     Args:
         folder: with index.json and its shards.
-        verify: also compare the sha256 of each file, which reads everything once.
+        verify: also compare the sha256 of each file, which reads everything once; of several ranks each takes its share.
     Raises:
         DataError: a file is missing, is not what index.json says, or cannot be memory-mapped.
     """
     index = read_index(folder)
     maps, labels = [], []
-    for shard in index.shards:
+    for number, shard in enumerate(index.shards):
         path = folder / shard.name
         if not path.is_file():
             raise DataError(f"{path} not found, but {INDEX_NAME} lists it. Write {folder} again.")
-        if verify and sha256_file(path) != shard.sha256:
+        if verify and number % world_size() == rank() and sha256_file(path) != shard.sha256:
             raise DataError(f"{path}: sha256 differs from {INDEX_NAME}; the file was changed. Write {folder} again.")
         images, shard_labels = _open_shard(path, (shard.count, index.channels, index.resolution, index.resolution))
         if shard_labels.min() < 0 or shard_labels.max() >= max(1, index.num_classes):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ganops.errors import DataError
 from ganops.files import write_bytes
 from ganops.images.shards import ShardIndex, Shards
+from ganops.launch import rank, world_size
 from ganops.metrics.extractor import Extractor
 
 BLOCK_ROWS = 1024  # rows per product; large enough for the BLAS, and fixed, so that sums have one order
@@ -130,8 +131,11 @@ class Moments:
 
 
 def image_batches(shards: Shards, count: int, batch_size: int) -> Iterator[Tensor]:
-    """The first `count` images of a set, uint8 [n, C, H, W] on the CPU, `batch_size` at a time."""
-    for start in range(0, count, batch_size):
+    """The first `count` images of a set, uint8 [n, C, H, W] on the CPU, `batch_size` at a time.
+
+    Of several ranks each gets every world_size-th batch.
+    """
+    for start in range(rank() * batch_size, count, world_size() * batch_size):
         yield torch.from_numpy(shards.gather(np.arange(start, min(start + batch_size, count))))
 
 

@@ -1,18 +1,21 @@
 """The distance to the real images while training: the code of ganops.metrics on a seeded sample of G_ema."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ganops.config import StatsParams
-from ganops.distributed import derive_seed
+from ganops.distributed import collect_rounds, derive_seed, on_first_rank
 from ganops.errors import DataError
 from ganops.files import sha256_file
+from ganops.launch import rank, world_size
 from ganops.metrics.extractor import Extractor, load_extractor
-from ganops.metrics.features import Statistics, load_statistics, measure_moments
+from ganops.metrics.features import Moments, Statistics, extract, load_statistics
 from ganops.metrics.frechet import frechet_distance
 from ganops.networks.sampling import generate_images, image_labels
 from ganops.networks.stylegan2_generator import Generator
@@ -62,6 +65,8 @@ def measure_distance(
 ) -> float:
     """Fréchet distance of `count` images of G_ema to the real ones; the same images every time, psi 1, random noise.
 
+    Every rank must come here: they share the images, and all learn the result.
+
     Args:
         yardstick: see `load_yardstick`.
         G_ema: the averaged generator.
@@ -69,17 +74,23 @@ def measure_distance(
         count: images to draw.
         class_counts: the empirical law of the labels.
         batch_size: images per pass of G_ema.
-        check_stop: called between batches; may raise.
+        check_stop: called between batches, on every rank alike often; may raise.
     """
     sample_seed = derive_seed(seed, "metric")
-    indices = range(count)
-    labels = image_labels(sample_seed, indices, class_counts)
+    # Dealt in pieces that both batch sizes divide, so that no batch depends on the number of ranks.
+    piece = math.lcm(batch_size, yardstick.batch_size)
+    pieces = [range(start, min(start + piece, count)) for start in range(0, count, piece)]
 
-    def batches() -> Iterator[Tensor]:
-        for images in generate_images(G_ema, sample_seed, indices, labels, 1.0, None, "random", batch_size):
-            check_stop()
-            yield images
+    def measure(indices: range) -> NDArray[np.float32]:
+        labels = image_labels(sample_seed, indices, class_counts)
+        images = generate_images(G_ema, sample_seed, indices, labels, 1.0, None, "random", batch_size)
+        return np.concatenate(list(extract(yardstick.extractor, images, yardstick.batch_size)))
 
-    moments = measure_moments(yardstick.extractor, batches(), yardstick.batch_size)
+    moments = Moments()
+    for arrived in collect_rounds(map(measure, pieces[rank() :: world_size()]), len(pieces)):
+        for features in arrived:
+            moments.append(features)
+        check_stop()
     real = yardstick.statistics
-    return frechet_distance(real.mu, real.sigma, moments.mean(), moments.covariance(int(real.protocol["ddof"])))
+    ddof = int(real.protocol["ddof"])
+    return on_first_rank(lambda: frechet_distance(real.mu, real.sigma, moments.mean(), moments.covariance(ddof)))

@@ -5,7 +5,7 @@ It lies outside DVC's outputs, because DVC deletes a stage's outputs before the 
     identity.json   the values, data and code that the identity is the hash of
     lock, owner     flock of the trainer that uses it
     states/         NNNNNNNNN.safetensors by nimg, the newest run.keep_states of them
-    best/           the snapshot that each kept state calls its best
+    best/           the train.keep_best snapshots that each kept state calls its best; index.json lists those of the newest
     snapshots/      G_ema every train.snapshot_kimg, the newest run.keep_snapshots
     history.csv, grids/, reals.png, layers.txt, environment.json, tensorboard/
 """
@@ -14,23 +14,40 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import shutil
+import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ganops.config import TrainParams
+from ganops.config import Params, RunParams, TrainParams
 from ganops.entry import say
 from ganops.errors import RunError
-from ganops.files import copy_file, remove_temporaries, sha256_file, write_json
-from ganops.training.state import read_state_metadata
+from ganops.files import format_bytes, remove_temporaries, sha256_file, write_json
+from ganops.training.schedule import comes_due
+from ganops.training.state import Best, read_state, read_state_metadata
 
-# Values that say how long or when to write, and change no weight. Every other key of `train` is part of the identity.
-TIMING_KEYS = frozenset({"total_kimg", "tick_kimg", "image_kimg", "snapshot_kimg", "metric_kimg", "metric_images"})
+LOCK_POLL_SEC = 0.2
+
+# Values that say how long, when to write and what to keep, or when to give up: up to there they change no weight. Every
+# other key of `train` is part of the identity.
+TIMING_KEYS = frozenset(
+    {
+        "total_kimg",
+        "tick_kimg",
+        "image_kimg",
+        "snapshot_kimg",
+        "metric_kimg",
+        "metric_images",
+        "keep_best",
+        "max_nonfinite_steps",
+        "max_loss",
+        "rollbacks",
+    }
+)
 
 # Rooms and modules whose code changes numbers. ganops.metrics is exempt: it measures, and values measured in training
 # carry its digest. The others that training imports write files and lines (a test holds this list complete).
@@ -54,6 +71,7 @@ NUMERIC_MODULES = (
     "ganops.training.schedule",
     "ganops.training.state",
     "ganops.training.step",
+    "ganops.training.transfer",
 )
 
 
@@ -68,9 +86,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_identity(params: TrainParams, data_digest: str, fresh: int) -> dict[str, Any]:
-    """What a run's results depend on. Two runs with equal identity are one run."""
+def run_identity(params: TrainParams, data_digest: str, fresh: int, init_sha256: str = "") -> dict[str, Any]:
+    """What a run's results depend on. Two runs with equal identity are one run.
+
+    Args:
+        params: section `train`.
+        data_digest: of the shards.
+        fresh: run.fresh.
+        init_sha256: of the file train.init_from, which counts by content and not by name; "" when starting from scratch.
+    """
     values = {key: value for key, value in params.model_dump().items() if key not in TIMING_KEYS}
+    values["init_from"] = init_sha256
     return {"params": values, "data": data_digest, "fresh": fresh, "code": code_digests()}
 
 
@@ -98,20 +124,28 @@ class RunDirectory:
         return {"run": self.path.name, "identity": self.identity, "accepted_code": self.accepted_code}
 
 
-def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
-    """Opens and locks runs/<identity>; waits, and says for whom, while another process has it."""
+def open_run(root: Path, identity: dict[str, Any], check_stop: Callable[[], None] = lambda: None) -> RunDirectory:
+    """Opens and locks runs/<identity>; waits, and says for whom, while another process has it.
+
+    Args:
+        root: the repository that owns runs/.
+        identity: see `run_identity`.
+        check_stop: called while waiting; may raise.
+    """
     path = root / "runs" / digest(identity)
     folders = [path / name for name in ("states", "best", "snapshots", "grids")]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = (path / "owner").read_text().strip() if (path / "owner").exists() else "another process"
-        say(f"train: {path} is in use by {owner}; waiting for it to end")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    (path / "owner").write_text(f"pid {os.getpid()}\n")
+    waiting = False
+    while not _try_lock(lock):
+        if not waiting:
+            owner = (path / "owner").read_text().strip() if (path / "owner").exists() else "another process"
+            say(f"train: {path} is in use by {owner}; waiting for it to end")
+        waiting = True
+        check_stop()
+        time.sleep(LOCK_POLL_SEC)
+    (path / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     for folder in (path, *folders):
         remove_temporaries(folder)
     if not (path / "identity.json").exists():
@@ -122,161 +156,31 @@ def open_run(root: Path, identity: dict[str, Any]) -> RunDirectory:
     return RunDirectory(path, identity, lock, accepted)
 
 
-def newest_state(states: Path, end: int) -> Path | None:
-    """The newest whole state with nimg <= `end`; says which truncated ones it passes over."""
-    for path in sorted(states.glob("[0-9]" * 9 + ".safetensors"), reverse=True):
-        if int(path.stem) > end:
-            continue
-        try:
-            read_state_metadata(path)
-        except RunError as error:
-            say(f"train: {error} Falling back to the state before it.")
-            continue
-        return path
-    return None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a run continues from.
-
-    Attributes:
-        state: the state file; None to start at nimg 0.
-        history: the history.csv that belongs to it, if there is one.
-        best: the best snapshot that the state names, if it names one.
-        grids: pictures to take over, by name.
-    """
-
-    state: Path | None
-    history: Path | None = None
-    best: Path | None = None
-    grids: dict[str, Path] = field(default_factory=dict)
-
-
-def find_origin(run: RunDirectory, end: int, accept_code: str) -> Origin:
-    """The state to continue from: this directory's, else one of the same run with other code, else DVC's cache.
-
-    Args:
-        run: the opened run directory.
-        end: nimg at which training will end; newer states are passed over.
-        accept_code: `run.accept_code`.
-
-    Raises:
-        RunError: only the code differs from that of an earlier run, and `accept_code` does not name the new code.
-    """
-    own = newest_state(run.states, end)
-    if own is not None:
-        return _origin_in(run.path, own)
-    candidates: list[tuple[int, Origin]] = []
-    for folder in sorted(run.path.parent.iterdir()):
-        state = newest_state(folder / "states", end) if folder != run.path else None
-        if state is not None and _same_but_code(read_state_metadata(state)["identity"], run.identity):
-            candidates.append((int(state.stem), _origin_in(folder, state)))
-    cached = cached_outputs("train")
-    state = cached.get("models/state.safetensors")
-    metadata = None if state is None else _readable_metadata(state)
-    if metadata is not None and metadata["nimg"] <= end and _same_but_code(metadata["identity"], run.identity):
-        grids = {Path(name).name: path for name, path in cached.items() if "/grids/" in name}
-        history = cached.get("results/train/history.csv")
-        candidates.append((metadata["nimg"], Origin(state, history, cached.get("models/best.safetensors"), grids)))
-    same_code = [item for item in candidates if _code_of(item[1]) == run.identity["code"]]
-    chosen = max(same_code or candidates, key=lambda item: item[0], default=None)
-    if chosen is None or chosen[0] == 0:
-        return Origin(None)
-    if not same_code:
-        _accept(run, chosen[1], chosen[0], accept_code)
-    return chosen[1]
-
-
-def _readable_metadata(state: Path) -> dict[str, Any] | None:
+def _try_lock(lock: int) -> bool:
     try:
-        return read_state_metadata(state)
-    except RunError as error:
-        say(f"train: the state that dvc.lock names is not used: {error}")
-        return None
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _origin_in(folder: Path, state: Path) -> Origin:
-    best = read_state_metadata(state)["best"]
-    history = folder / "history.csv"
-    return Origin(
-        state,
-        history if history.exists() else None,
-        None if best is None else folder / "best" / f"{best['nimg']:09d}.safetensors",
-        {path.name: path for path in (folder / "grids").glob("*.png")},
-    )
-
-
-def _code_of(origin: Origin) -> Any:
-    assert origin.state is not None
-    return read_state_metadata(origin.state)["identity"]["code"]
-
-
-def _same_but_code(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[key] == other[key] for key in ("params", "data", "fresh"))
-
-
-def _accept(run: RunDirectory, origin: Origin, nimg: int, accept_code: str) -> None:
-    """Refuses to continue with changed code, unless the user named exactly this code; then records it."""
-    old, new = _code_of(origin), run.identity["code"]
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    if accept_code != digest(new):
-        raise RunError(
-            f"the code changed since this run reached kimg {nimg / 1000:g}: {', '.join(changed)}. Nothing was trained. "
-            f"Set run.accept_code: {digest(new)} in params.yaml to continue it with the new code (recorded in the "
-            "snapshots), or raise run.fresh to train from scratch."
-        )
-    assert origin.state is not None
-    earlier = read_state_metadata(origin.state)["accepted_code"]
-    run.accepted_code[:] = [*earlier, {"nimg": nimg, "from": digest(old), "changed": changed}]
-    write_json(run.path / "accepted_code.json", run.accepted_code)
-    say(f"train: continuing with changed code ({', '.join(changed)}), as run.accept_code says")
-
-
-def cached_outputs(stage: str) -> dict[str, Path]:
-    """What DVC's cache holds of the outputs that dvc.lock records for `stage`: workspace name -> cache file.
-
-    While a stage runs, dvc.lock still names its previous outputs, although DVC has deleted them from the workspace:
-    that is how a fresh clone after `dvc pull` goes on training. Read only: cache files are never written to.
-    """
-    try:
-        outs = yaml.safe_load(Path("dvc.lock").read_text())["stages"][stage]["outs"]
-        answer = subprocess.run(
-            [sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=True
-        )
-    except (OSError, KeyError, TypeError, yaml.YAMLError, subprocess.CalledProcessError):
-        return {}
-    cache = Path(answer.stdout.strip()) / "files" / "md5"
-    found: dict[str, Path] = {}
-    for out in outs:
-        md5 = out.get("md5", "")
-        path = cache / md5[:2] / md5[2:]
-        if not md5 or not path.exists():
-            continue
-        if not md5.endswith(".dir"):
-            found[out["path"]] = path
-            continue
-        for entry in json.loads(path.read_text()):
-            file = cache / entry["md5"][:2] / entry["md5"][2:]
-            if file.exists():
-                found[f"{out['path']}/{entry['relpath']}"] = file
+def existing_best(run: RunDirectory, best: tuple[Best, ...]) -> tuple[Best, ...]:
+    """Those of a state's best snapshots whose files are there; says which are not."""
+    found = tuple(entry for entry in best if run.best_path(entry.nimg).exists())
+    for entry in best:
+        if entry not in found:
+            say(f"train: {run.best_path(entry.nimg)} is missing; the best snapshots are chosen without it from here on")
     return found
 
 
-def take_over(run: RunDirectory, origin: Origin, best_nimg: int | None) -> None:
-    """Copies history, best snapshot and pictures of an origin that lies outside the run directory into it."""
-    if origin.state is None or origin.state.parent == run.states:
-        return
-    if origin.history is not None:
-        copy_file(origin.history, run.path / "history.csv")
-    if best_nimg is not None and origin.best is not None and origin.best.exists():
-        copy_file(origin.best, run.best_path(best_nimg))
-    for name, path in origin.grids.items():
-        copy_file(path, run.path / "grids" / name)
+def write_best_index(run: RunDirectory, best: tuple[Best, ...]) -> None:
+    """best/index.json: the best snapshots, the best first, each file whole."""
+    entries = [{**asdict(entry), "file": run.best_path(entry.nimg).name} for entry in best]
+    write_json(run.path / "best" / "index.json", entries)
 
 
-def prune(run: RunDirectory, nimg: int, keep_states: int, keep_snapshots: int) -> None:
-    """Removes all but the newest states and snapshots up to `nimg`, and best snapshots that no kept state names.
+def prune(run: RunDirectory, nimg: int, best: tuple[Best, ...], keep_states: int, keep_snapshots: int) -> None:
+    """Removes all but the newest states and snapshots up to `nimg`, and snapshots that neither `best` nor a state names.
 
     After total_kimg was lowered there are later ones: the very last is kept, so that raising it again continues there.
     """
@@ -285,14 +189,64 @@ def prune(run: RunDirectory, nimg: int, keep_states: int, keep_snapshots: int) -
         reached = [path for path in paths if int(path.stem) <= nimg]
         for path in set(paths) - set(reached[-keep:]) - set(paths[-1:]):
             path.unlink()
-    named = set()
+    named = {run.best_path(entry.nimg) for entry in best}
     for path in run.states.glob("[0-9]" * 9 + ".safetensors"):
         with suppress(RunError):
-            best = read_state_metadata(path)["best"]
-            named.add(None if best is None else run.best_path(best["nimg"]))
+            named |= {run.best_path(entry["nimg"]) for entry in read_state_metadata(path)["best"]}
     for path in (run.path / "best").glob("*.safetensors"):
         if path not in named:
             path.unlink()
+
+
+def good_state(run: RunDirectory, tick_nimg: int, params: Params) -> Path | None:
+    """The newest whole state up to the last tick in which nothing was wrong; None if there is none but the first.
+
+    Only of those that every uninterrupted run saves too, so that a roll-back does not depend on interruptions.
+    """
+    due = [
+        path
+        for path in sorted(run.states.glob("[0-9]" * 9 + ".safetensors"), reverse=True)
+        if int(path.stem) <= tick_nimg and comes_due(int(path.stem), params.train.batch_size, params.run.state_kimg)
+    ]
+    for path in due:
+        with suppress(RunError):
+            read_state(path)
+            return path
+    return None
+
+
+def remove_later_states(run: RunDirectory, nimg: int) -> None:
+    """Removes states of a course that is given up."""
+    for path in run.states.glob("[0-9]" * 9 + ".safetensors"):
+        if int(path.stem) > nimg:
+            path.unlink()
+
+
+def disk_bytes(path: Path) -> int:
+    """What a folder's files hold."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def check_disk(run: RunDirectory, state_bytes: int, snapshot_bytes: int, params: TrainParams, keep: RunParams) -> str:
+    """What the run holds and may come to hold, in one line.
+
+    Raises:
+        RunError: the disk has no room for one more state.
+    """
+    states = keep.keep_states + 2  # one that is being written, and the last of a longer run
+    best = params.keep_best * (keep.keep_states + 1) if params.metric_kimg else 0  # each state may name others
+    bound = states * state_bytes + (keep.keep_snapshots + 2 + best) * snapshot_bytes
+    held, free = disk_bytes(run.path), shutil.disk_usage(run.path).free
+    state, snapshot = format_bytes(state_bytes), format_bytes(snapshot_bytes)
+    if free < state_bytes + snapshot_bytes:
+        raise RunError(
+            f"{run.path}: {format_bytes(free)} are free, but a state takes {state} and a snapshot {snapshot}. Free some "
+            "space: `python -m stages.doctor` lists what old runs hold."
+        )
+    return (
+        f"train: {run.path} holds {format_bytes(held)}, at most {format_bytes(bound)} of models "
+        f"(a state is {state}, a snapshot {snapshot}); {format_bytes(free)} are free"
+    )
 
 
 def check_environment(path: Path, environment: dict[str, str]) -> None:

@@ -1,11 +1,13 @@
 """All that a training step depends on, and nothing else, as one safetensors file.
 
 What is not here is a pure function of (params, data, nimg): data order, latents, noise, flips, learning rates,
-what is due. There is no stored random state.
+what is due. There is no stored random state. Every rank holds the whole state, and the same bits of it.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,33 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ganops.config import TrainParams
-from ganops.distributed import make_generator
-from ganops.errors import RunError
+from ganops.distributed import broadcast_tensors, make_generator, on_first_rank
+from ganops.errors import DamagedState, RunError
 from ganops.files import atomic_path
 from ganops.networks.stylegan2_discriminator import Discriminator
 from ganops.networks.stylegan2_generator import Generator
 from ganops.training.schedule import AdamValues, adam_values
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2  # 1 had one best snapshot, no retries and no checksum
 
 
 @dataclass(frozen=True)
 class Best:
-    """The snapshot with the smallest distance so far, among those of one yardstick (`digest`)."""
+    """One of the snapshots with the smallest distances so far, all measured by one yardstick (`digest`)."""
 
     nimg: int
     metric: str
     value: float
     digest: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A roll-back: training diverged at `failed_nimg` and went on from `nimg` with other random draws."""
+
+    failed_nimg: int
+    nimg: int
+    reason: str
 
 
 @dataclass
@@ -47,7 +58,8 @@ class TrainingState:
         nimg: real images shown so far; a multiple of the batch size.
         tick_nimg: nimg at the last tick that was completed (its row is written).
         sums: per logged name, float64 [count, sum] since the last tick.
-        best: see `Best`; None before the first measurement.
+        best: the train.keep_best best snapshots, the best first; see `Best`.
+        retries: roll-backs so far.
     """
 
     G: Generator
@@ -60,7 +72,8 @@ class TrainingState:
     nimg: int = 0
     tick_nimg: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
-    best: Best | None = None
+    best: tuple[Best, ...] = ()
+    retries: tuple[Retry, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +111,7 @@ def build_networks(
         architecture=params.D_architecture,
         mbstd_group_size=params.mbstd_group_size,
         mbstd_num_channels=params.mbstd_num_channels,
-        mapping_layers=params.mapping_layers,
+        mapping_layers=params.D_mapping_layers,
         mapping_lr_multiplier=params.mapping_lr_multiplier,
         precision=params.precision,
         low_precision_resolutions=params.low_precision_resolutions,
@@ -111,9 +124,14 @@ def build_networks(
 def initial_state(
     params: TrainParams, resolution: int, channels: int, num_classes: int, device: torch.device
 ) -> TrainingState:
-    """The state at nimg 0. G_ema starts as a copy of G."""
+    """The state at nimg 0. G_ema starts as a copy of G. The lowest train.D_freeze_blocks of D do not learn.
+
+    Source of freezing: Mo et al. 2020 (FreezeD); "low" is near the image, at the highest resolutions.
+    """
     G, D = build_networks(params, resolution, channels, num_classes)
     G, D = G.to(device), D.to(device)
+    for block in list(D.blocks.values())[: params.D_freeze_blocks]:
+        block.requires_grad_(False)
     G_ema, _ = build_networks(params, resolution, channels, num_classes)
     G_ema = G_ema.to(device).eval().requires_grad_(False)
     G_adam = adam_values(params, params.G_lr, params.pl_weight > 0, params.pl_interval)
@@ -157,43 +175,94 @@ def state_tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def save_state(path: Path, state: TrainingState, provenance: dict[str, Any]) -> None:
-    """Writes the whole state: temporary name, fsync, rename. The same state gives the same bytes.
+@dataclass(frozen=True)
+class HostCopy:
+    """A state's content, apart from the state: training may go on while it is written."""
+
+    nimg: int
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def copy_state(state: TrainingState, provenance: dict[str, Any]) -> HostCopy:
+    """Copies the whole state to host memory.
 
     Args:
-        path: the file.
         state: what to save.
         provenance: JSON-able facts of the run (identity, data digest, params, accepted code).
     """
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state_tensors(state).items()}
-    tensors |= {f"sums.{name}": value.cpu() for name, value in state.sums.items()}
+    sums = {f"sums.{name}": value for name, value in state.sums.items()}
+    tensors = {}
+    for name, tensor in (state_tensors(state) | sums).items():
+        # On CUDA into pinned memory, so that the copies queue behind the step without the host waiting for each.
+        host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, memory_format=torch.contiguous_format)
+        tensors[name] = host.copy_(tensor.detach(), non_blocking=True)
+    if state.device.type == "cuda":
+        torch.cuda.current_stream(state.device).synchronize()
     metadata = {
         "format": STATE_FORMAT,
         "nimg": state.nimg,
         "tick_nimg": state.tick_nimg,
-        "best": None if state.best is None else vars(state.best),
+        "best": [asdict(best) for best in state.best],
+        "retries": [asdict(retry) for retry in state.retries],
         **provenance,
     }
-    with atomic_path(path) as temporary:
-        # One metadata key: safetensors writes several in random order, and bytes would differ from run to run.
-        try:
-            save_file(tensors, temporary, {"ganops": json.dumps(metadata, sort_keys=True)})
-        except SafetensorError as error:  # a full disk, for one
-            raise RunError(f"{path}: cannot write the state ({error}). Earlier states are whole.") from None
+    return HostCopy(state.nimg, tensors, json.loads(json.dumps(metadata)))
+
+
+def write_state(path: Path, copy: HostCopy) -> None:
+    """Writes a state: temporary name, fsync, rename. The same state gives the same bytes.
+
+    Raises:
+        RunError: the disk is full or fails; earlier states are whole.
+    """
+    text = json.dumps({**copy.metadata, "sha256": _checksum(copy.tensors)}, sort_keys=True)
+    try:
+        with atomic_path(path) as temporary:
+            # One metadata key: safetensors writes several in random order, and bytes would differ from run to run.
+            save_file(dict(copy.tensors), temporary, {"ganops": text})
+    except (SafetensorError, OSError) as error:  # a full disk, for one
+        raise RunError(f"{path}: cannot write the state ({error}). Earlier states are whole.") from None
+
+
+def save_state(path: Path, state: TrainingState, provenance: dict[str, Any]) -> None:
+    """Copies and writes a state at once; see `copy_state` and `write_state`."""
+    write_state(path, copy_state(state, provenance))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def is_state(path: Path) -> bool:
+    """Whether a file is a training state (of any format), and not a snapshot or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "tick_nimg" in json.loads((file.metadata() or {})["ganops"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return False
 
 
 def read_state_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a state file, from its header alone.
 
     Raises:
-        RunError: the file is truncated, not a state, or of another format.
+        DamagedState: the file is truncated or not a state.
+        RunError: it is of another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["ganops"])
             size = metadata["nimg"], metadata["tick_nimg"], metadata["format"]
+            metadata.setdefault("sha256", "")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RunError(f"{path}: not a whole training state ({error}).") from None
+        raise DamagedState(f"{path}: not a whole training state ({error}).") from None
     if size[2] != STATE_FORMAT:
         raise RunError(
             f"{path}: state format {size[2]}, this version reads {STATE_FORMAT}. Continue with the version that wrote "
@@ -202,21 +271,50 @@ def read_state_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def read_state(path: Path) -> HostCopy:
+    """A state file's content, its checksum compared.
+
+    Raises:
+        DamagedState: the file is truncated or was changed.
+        RunError: it is of another format.
+    """
+    metadata = read_state_metadata(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DamagedState(f"{path}: not a whole training state ({error}).") from None
+    if _checksum(tensors) != metadata["sha256"]:
+        raise DamagedState(f"{path}: not a whole training state (its checksum differs: the file was changed).")
+    return HostCopy(metadata["nimg"], tensors, metadata)
+
+
 @torch.no_grad()
 def load_state(path: Path, state: TrainingState) -> None:
     """Puts a file's content into `state`, whose networks must have been built from the same params.
 
     Raises:
-        RunError: truncated file, other format, or tensors that do not fit.
+        DamagedState: the file is truncated or was changed.
+        RunError: it is of another format, or its tensors do not fit.
     """
-    metadata = read_state_metadata(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: not a whole training state ({error}).") from None
+    copy = read_state(path)
     targets = state_tensors(state)
-    sums = {name.removeprefix("sums."): stored.pop(name) for name in list(stored) if name.startswith("sums.")}
+    sums = {name: value for name, value in copy.tensors.items() if name.startswith("sums.")}
+    check_fit(path, {name: value for name, value in copy.tensors.items() if name not in sums}, targets)
+    for name, target in targets.items():
+        target.copy_(copy.tensors[name])
+    state.sums = {name.removeprefix("sums."): value.to(state.device) for name, value in sums.items()}
+    state.nimg, state.tick_nimg = copy.metadata["nimg"], copy.metadata["tick_nimg"]
+    state.best = tuple(Best(**best) for best in copy.metadata["best"])
+    state.retries = tuple(Retry(**retry) for retry in copy.metadata["retries"])
+
+
+def check_fit(path: Path, stored: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    """Compares names, shapes and types of a file's tensors with those of the networks.
+
+    Raises:
+        RunError: names the first that differs.
+    """
     if stored.keys() != targets.keys():
         odd = sorted(stored.keys() ^ targets.keys())
         raise RunError(f"{path}: does not fit these networks: {len(odd)} tensors differ, the first is {odd[0]}.")
@@ -226,8 +324,13 @@ def load_state(path: Path, state: TrainingState) -> None:
                 f"{path}: {name} is {stored[name].dtype} {list(stored[name].shape)}, "
                 f"these networks need {target.dtype} {list(target.shape)}."
             )
-    for name, target in targets.items():
-        target.copy_(stored[name])
+
+
+@torch.no_grad()
+def share_state(state: TrainingState) -> None:
+    """Gives every rank rank 0's state. Only rank 0 need have read a file."""
+    broadcast_tensors(list(state_tensors(state).values()))
+    sums = {name: value.cpu() for name, value in state.sums.items()}
+    shared = on_first_rank(lambda: (sums, state.nimg, state.tick_nimg, state.best, state.retries))
+    sums, state.nimg, state.tick_nimg, state.best, state.retries = shared
     state.sums = {name: value.to(state.device) for name, value in sums.items()}
-    state.nimg, state.tick_nimg = metadata["nimg"], metadata["tick_nimg"]
-    state.best = None if metadata["best"] is None else Best(**metadata["best"])

@@ -1,18 +1,21 @@
 """One training step: Gmain, every k-th step Gpl, Dmain, every k-th step Dr1, then G_ema.
 
-Source: Karras et al. 2020 (StyleGAN2), sections 3.1 and 3.2. A batch is dealt in micro-batches of batch_gpu images;
-gradients are averaged over them. Every draw is a function of (seed, phase, nimg, micro-batch).
+Source: Karras et al. 2020 (StyleGAN2), sections 3.1 and 3.2. A batch is dealt in micro-batches of batch_gpu images, and
+these to the ranks; gradients are averaged over all of them. Every draw is a function of (seed, phase, nimg,
+micro-batch), and what is logged or averaged is added up in the order of micro-batches: no number of ranks is seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ganops.config import TrainParams
-from ganops.distributed import make_generator
+from ganops.distributed import deal, derive_seed, make_generator, sum_gradients, sum_over_ranks
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
+from ganops.launch import rank, world_size
 from ganops.networks.sampling import one_hot
 from ganops.training.ema import update_ema
 from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
@@ -28,11 +31,13 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
     Args:
         state: everything that changes.
         params: section `train`.
-        batch: uint8 images [batch_size, C, H, W] and their labels, on the CPU.
+        batch: uint8 images [n, C, H, W] and their labels, on the CPU: those of this rank's micro-batches, in order.
         class_counts: the empirical law that labels of fakes are drawn by.
     """
     set_learning_rates(state, params)
-    reals = [real_micro_batch(state, params, batch, index) for index in range(params.batch_size // params.batch_gpu)]
+    reals = [
+        real_micro_batch(state, params, batch, place, index) for place, index in enumerate(own_micro_batches(params))
+    ]
     nonfinite = gmain_phase(state, params, class_counts)
     if params.pl_weight and phase_is_due(state.nimg, params.batch_size, params.pl_interval):
         nonfinite |= gpl_phase(state, params, class_counts)
@@ -44,16 +49,38 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
     update_ema(state.G_ema, state.G, ema_beta(state.nimg, params.batch_size, params.ema_kimg, params.ema_rampup))
 
 
+def own_micro_batches(params: TrainParams) -> range:
+    """The numbers of this rank's micro-batches within a batch; all of them without ranks."""
+    return deal(params.batch_size // params.batch_gpu, rank(), world_size())
+
+
+def random_stream(state: TrainingState, params: TrainParams) -> int:
+    """The seed of all that is drawn in steps: train.seed, and another one after each roll-back."""
+    return derive_seed(params.seed, "retry", len(state.retries)) if state.retries else params.seed
+
+
+@contextmanager
+def without_gradients(network: nn.Module) -> Iterator[None]:
+    """Keeps a network's parameters from being differentiated; those that are frozen anyway stay so afterwards."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
 def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
     """G against D. Returns whether a gradient was not finite, like each phase."""
     losses = _Accumulator(state, params)
-    state.D.requires_grad_(False)
-    for index in range(params.batch_size // params.batch_gpu):
-        latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
-        rng = make_generator(state.device, params.seed, "Gmain", "noise", state.nimg, index)
-        losses.add(gmain_loss(state.G, state.D, latents, "random", rng), gain=1.0)
-    state.D.requires_grad_(True)
-    losses.move_w_avg()
+    with without_gradients(state.D):
+        for index in own_micro_batches(params):
+            latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
+            rng = make_generator(state.device, random_stream(state, params), "Gmain", "noise", state.nimg, index)
+            losses.add(index, gmain_loss(state.G, state.D, latents, "random", rng), gain=1.0)
+    losses.finish()
     return _apply(state, state.G, state.G_opt, "G_grad_norm")
 
 
@@ -61,17 +88,16 @@ def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[
     """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
     count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
     losses = _Accumulator(state, params)
-    for index in range(params.batch_size // params.batch_gpu):
+    for index in own_micro_batches(params):
         latents = draw_latents(state, params, "Gpl", index, count, class_counts)
-        rng = make_generator(state.device, params.seed, "Gpl", "noise", state.nimg, index)
+        rng = make_generator(state.device, random_stream(state, params), "Gpl", "noise", state.nimg, index)
         shape = [count, state.G.img_channels, state.G.resolution, state.G.resolution]
         pl_noise = torch.randn(shape, device=state.device, generator=rng)
         phase_loss = gpl_loss(
             state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng
         )
-        losses.add(phase_loss, gain=float(params.pl_interval))
-    losses.move_w_avg()
-    losses.move_pl_mean()
+        losses.add(index, phase_loss, gain=float(params.pl_interval))
+    losses.finish()
     return _apply(state, state.G, state.G_opt, None)
 
 
@@ -80,28 +106,34 @@ def dmain_phase(
 ) -> Tensor:
     """D on fakes and reals."""
     losses = _Accumulator(state, params)
-    for index, (real_img, real_c) in enumerate(reals):
+    for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
         latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, class_counts)
-        rng = make_generator(state.device, params.seed, "Dmain", "noise", state.nimg, index)
-        losses.add(dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng), gain=1.0)
-    losses.move_w_avg()
+        rng = make_generator(state.device, random_stream(state, params), "Dmain", "noise", state.nimg, index)
+        losses.add(index, dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng), gain=1.0)
+    losses.finish()
     return _apply(state, state.D, state.D_opt, "D_grad_norm")
 
 
 def dr1_phase(state: TrainingState, params: TrainParams, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
     """R1 penalty of D on the step's reals, `r1_interval` times as strong since it runs so much more rarely."""
     losses = _Accumulator(state, params)
-    for real_img, real_c in reals:
-        losses.add(dr1_loss(state.D, real_img, real_c, params.r1_gamma), gain=float(params.r1_interval))
+    for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
+        losses.add(index, dr1_loss(state.D, real_img, real_c, params.r1_gamma), gain=float(params.r1_interval))
+    losses.finish()
     return _apply(state, state.D, state.D_opt, None)
 
 
-def real_micro_batch(state: TrainingState, params: TrainParams, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-    """Reals of one micro-batch on the device: img [batch_gpu, C, H, W] in [-1, 1], flipped by chance, and c."""
-    part = slice(index * params.batch_gpu, (index + 1) * params.batch_gpu)
+def real_micro_batch(
+    state: TrainingState, params: TrainParams, batch: Batch, place: int, index: int
+) -> tuple[Tensor, Tensor]:
+    """Reals of one micro-batch on the device: img [batch_gpu, C, H, W] in [-1, 1], flipped by chance, and c.
+
+    `index` is its number within the step's batch, `place` among those that `batch` holds.
+    """
+    part = slice(place * params.batch_gpu, (place + 1) * params.batch_gpu)
     img = to_float(batch.images[part].to(state.device, non_blocking=True))
     if params.xflip:
-        rng = make_generator(CPU, params.seed, "xflip", state.nimg, index)
+        rng = make_generator(CPU, random_stream(state, params), "xflip", state.nimg, index)
         flip = torch.randint(2, [params.batch_gpu, 1, 1, 1], generator=rng).to(state.device, torch.bool)
         img = torch.where(flip, img.flip(3), img)
     return img, one_hot(batch.labels[part].to(state.device, non_blocking=True), state.G.c_dim)
@@ -114,7 +146,7 @@ def draw_latents(
 
     Style mixing has one cut-off per micro-batch, uniform in 1 ... num_ws - 1 (Karras et al. 2019, section 3.1).
     """
-    rng = make_generator(CPU, params.seed, phase, state.nimg, index)
+    rng = make_generator(CPU, random_stream(state, params), phase, state.nimg, index)
     z = torch.randn([count, params.z_dim], generator=rng)
     labels = torch.zeros(count, dtype=torch.int64)
     if state.G.c_dim:
@@ -130,42 +162,58 @@ def draw_latents(
 
 
 class _Accumulator:
-    """Gradients, logged sums and running means of one phase, over its micro-batches in their order."""
+    """Gradients, logged sums and running means of one phase, over its micro-batches in their order.
+
+    What the ranks have to tell each other beside gradients is a table with a row per micro-batch, in which each rank
+    fills its own rows: added up over the ranks it is the same, bit for bit, for any number of them.
+    """
 
     def __init__(self, state: TrainingState, params: TrainParams) -> None:
         self.state = state
         self.params = params
         self.micro_batches = params.batch_size // params.batch_gpu
-        self.w_means: list[Tensor] = []
-        self.pl_lengths: list[Tensor] = []
+        self.rows: dict[int, dict[str, Tensor]] = {}
 
-    def add(self, phase_loss: PhaseLoss, gain: float) -> None:
-        """Backpropagates one micro-batch's mean loss, as its share of the batch."""
+    def add(self, index: int, phase_loss: PhaseLoss, gain: float) -> None:
+        """Backpropagates the mean loss of micro-batch `index`, as its share of the batch."""
         (phase_loss.loss.mean() * (gain / self.micro_batches)).backward()  # type: ignore[no-untyped-call]
+        row = {}
         for name, values in phase_loss.stats.items():
-            total = torch.stack([torch.tensor(values.numel(), device=values.device), values.sum()]).double()
-            old = self.state.sums.get(name)
-            self.state.sums[name] = total if old is None else old + total
+            row[name] = torch.stack([torch.tensor(values.numel(), device=values.device), values.sum()])
         if phase_loss.w_mean is not None:
-            self.w_means.append(phase_loss.w_mean)
+            row["w_mean"] = phase_loss.w_mean
         if phase_loss.pl_length_mean is not None:
-            self.pl_lengths.append(phase_loss.pl_length_mean)
+            row["pl_length_mean"] = phase_loss.pl_length_mean.reshape(1)
+        self.rows[index] = row
 
-    def move_w_avg(self) -> None:
-        """Moves w_avg once per phase, by the mean over all micro-batches."""
-        self.state.G.w_avg.lerp_(torch.stack(self.w_means).mean(0), 1.0 - self.params.w_avg_beta)
-
-    def move_pl_mean(self) -> None:
-        """Moves pl_mean once per phase, by the mean over all micro-batches."""
-        self.state.pl_mean.lerp_(torch.stack(self.pl_lengths).mean(), self.params.pl_decay)
+    def finish(self) -> None:
+        """Adds up the table; moves w_avg and pl_mean once per phase, by their means over all micro-batches."""
+        first = next(iter(self.rows.values()))
+        sizes = [value.numel() for value in first.values()]
+        table = torch.zeros([self.micro_batches, sum(sizes)], dtype=torch.float64, device=self.state.device)
+        for index, row in self.rows.items():
+            table[index] = torch.cat([value.double() for value in row.values()])
+        sum_over_ranks(table)
+        for name, column in zip(first, torch.split(table, sizes, dim=1), strict=True):
+            if name == "w_mean":
+                w_avg = self.state.G.w_avg
+                w_avg.lerp_(column.to(w_avg.dtype).mean(0), 1.0 - self.params.w_avg_beta)
+            elif name == "pl_length_mean":
+                pl_mean = self.state.pl_mean
+                pl_mean.lerp_(column.to(pl_mean.dtype).mean(), self.params.pl_decay)
+            else:
+                for total in column:
+                    old = self.state.sums.get(name)
+                    self.state.sums[name] = total.clone() if old is None else old + total
 
 
 def _apply(state: TrainingState, network: nn.Module, optimizer: torch.optim.Adam, norm_name: str | None) -> Tensor:
-    """One Adam step. NaN counts as 0 and infinity as 1e5, but the caller learns that it happened.
+    """One Adam step by all ranks' gradients. NaN counts as 0 and infinity as 1e5, but the caller learns of it.
 
     Source of the two numbers: the StyleGAN2-ADA training loop. The norm is infinite or NaN if any gradient is.
     """
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    sum_gradients(gradients)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     nonfinite = ~torch.isfinite(norm)
     if norm.device.type == "cuda" or nonfinite:  # asking the GPU would wait for it; on finite numbers this is identity

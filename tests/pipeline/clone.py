@@ -75,7 +75,8 @@ class Clone:
 
     def models(self) -> dict[str, str]:
         """sha256 of each published model."""
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.path / "models").iterdir()}
+        files = [path for path in (self.path / "models").rglob("*") if path.is_file() and not path.name.startswith(".")]
+        return {str(path.relative_to(self.path)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def kimgs(self) -> list[float]:
         """kimg of each row of the history."""

@@ -10,15 +10,21 @@ from ganops.training.run import NUMERIC_MODULES
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {"ops": 1, "images": 1, "networks": 2, "metrics": 2, "training": 3}
-NO_NUMBERS = {"ganops", "ganops.errors", "ganops.config", "ganops.entry"}
+NO_NUMBERS = {"ganops", "ganops.errors", "ganops.config", "ganops.entry", "ganops.launch"}
 # These write files, lines and pictures, or find a run to continue; what they do reaches no weight.
 TRAINING_WITHOUT_NUMBERS = {
     "ganops.files",
     "ganops.networks.snapshot",
     "ganops.networks.table",
+    "ganops.training.job",
     "ganops.training.log",
     "ganops.training.measure",
+    "ganops.training.memory",
+    "ganops.training.origin",
+    "ganops.training.pictures",
     "ganops.training.run",
+    "ganops.training.saver",
+    "ganops.training.tick",
 }
 
 
@@ -47,13 +53,14 @@ def imports_of(path: Path) -> set[str]:
 
 
 def all_imports(path: Path) -> set[str]:
-    """Modules that running a file imports, also through others, and their packages."""
+    """Modules that running a file imports, also through others (but not through those that hold no numbers)."""
     seen: set[str] = set()
     waiting = [path]
     while waiting:
         for name in imports_of(waiting.pop()) - seen:
             seen.add(name)
-            waiting.append(module_path(name))
+            if name not in NO_NUMBERS:
+                waiting.append(module_path(name))
     return seen
 
 

@@ -3,24 +3,30 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ganops.errors import RunError
+from ganops.config import load_params
+from ganops.errors import Interrupted, RunError
 from ganops.training import run as module
+from ganops.training.origin import find_origin, newest_state, take_over
 from ganops.training.run import (
     TIMING_KEYS,
+    check_disk,
     check_environment,
     digest,
-    find_origin,
-    newest_state,
+    disk_bytes,
+    existing_best,
+    good_state,
     open_run,
     prune,
+    remove_later_states,
     run_identity,
-    take_over,
+    write_best_index,
 )
 from ganops.training.state import Best, read_state_metadata, save_state
-from tests.unit.tiny import tiny_params, tiny_state
+from tests.unit.tiny import ROOT, tiny_params, tiny_state
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +38,26 @@ def no_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 KEYS = sorted(tiny_params().model_dump())
 CHANGED = {
     "G_architecture": "resnet", "D_architecture": "orig", "precision": "bfloat16", "conv_clamp": 256.0, "ema_rampup": 0.05,
+    "init_from": "x.safetensors",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_value_is_identity_or_timing(key: str) -> None:
-    """A new key of `train` must be one or the other; all but the six timing keys start a run of their own."""
+    """A new key of `train` must be one or the other; all but the timing keys start a run of their own."""
     params = tiny_params()
     value = getattr(params, key)
     new = CHANGED[key] if key in CHANGED else (not value) if isinstance(value, bool) else (value or 0) + 1
     other = params.model_copy(update={key: new})
     same = digest(run_identity(params, "data", 0)) == digest(run_identity(other, "data", 0))
-    assert same == (key in TIMING_KEYS)
+    assert same == (key in TIMING_KEYS | {"init_from"})
+
+
+def test_init_from_counts_by_content_not_by_name() -> None:
+    params = tiny_params()
+    moved = params.model_copy(update={"init_from": "elsewhere"})
+    assert run_identity(params, "data", 0, "1" * 64) == run_identity(moved, "data", 0, "1" * 64)
+    assert run_identity(params, "data", 0, "1" * 64) != run_identity(params, "data", 0, "2" * 64)
 
 
 def test_data_and_fresh_are_identity() -> None:
@@ -112,7 +126,7 @@ def test_an_origin_elsewhere_is_taken_over(tmp_path: Path) -> None:
     (old.path / "grids" / "000000.png").write_bytes(b"png")
     os.close(old.lock)
     run = make_run(tmp_path, code="2", nimgs=())
-    take_over(run, find_origin(run, 100, digest(run.identity["code"])), None)
+    take_over(run, find_origin(run, 100, digest(run.identity["code"])))
     assert (run.path / "history.csv").read_text() == "tick\n"
     assert (run.path / "grids" / "000000.png").read_bytes() == b"png"
 
@@ -120,12 +134,12 @@ def test_an_origin_elsewhere_is_taken_over(tmp_path: Path) -> None:
 def test_retention(tmp_path: Path) -> None:
     run = make_run(tmp_path, nimgs=(8, 16))
     state = tiny_state(tiny_params())
-    state.nimg, state.best = 24, Best(16, "fd_x", 1.0, "digest")
+    state.nimg, state.best = 24, (Best(16, "fd_x", 1.0, "digest"),)
     save_state(run.state_path(24), state, run.provenance())
     for nimg in (8, 16, 24):
         run.best_path(nimg).write_bytes(b"best")
         (run.path / "snapshots" / f"{nimg:09d}.safetensors").write_bytes(b"snapshot")
-    prune(run, 24, keep_states=2, keep_snapshots=1)
+    prune(run, 24, state.best, keep_states=2, keep_snapshots=1)
     assert sorted(path.stem for path in run.states.iterdir()) == ["000000016", "000000024"]
     assert [path.stem for path in (run.path / "best").iterdir()] == ["000000016"]
     assert [path.stem for path in (run.path / "snapshots").iterdir()] == ["000000024"]
@@ -134,7 +148,7 @@ def test_retention(tmp_path: Path) -> None:
 def test_retention_after_total_kimg_was_lowered(tmp_path: Path) -> None:
     """The states that were just reached stay, and the very last one, to continue from when it is raised again."""
     run = make_run(tmp_path, nimgs=(8, 16, 24, 80, 88))
-    prune(run, 24, keep_states=2, keep_snapshots=1)
+    prune(run, 24, (), keep_states=2, keep_snapshots=1)
     assert sorted(int(path.stem) for path in run.states.iterdir()) == [16, 24, 88]
 
 
@@ -150,7 +164,17 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 def test_states_say_nothing_of_time_place_or_resumes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     metadata = read_state_metadata(run.state_path(8))
-    assert set(metadata) == {"format", "nimg", "tick_nimg", "best", "run", "identity", "accepted_code"}
+    assert set(metadata) == {
+        "format",
+        "nimg",
+        "tick_nimg",
+        "best",
+        "retries",
+        "run",
+        "identity",
+        "accepted_code",
+        "sha256",
+    }
     assert str(tmp_path) not in json.dumps(metadata)
 
 
@@ -160,3 +184,65 @@ def test_another_torch_or_device_warns(tmp_path: Path, capsys: pytest.CaptureFix
     assert "WARNING" not in capsys.readouterr().out
     check_environment(tmp_path, {"torch": "2.15", "device": "cpu"})
     assert "torch 2.11 -> 2.15: equal to rounding" in capsys.readouterr().out
+
+
+def test_a_best_snapshot_not_yet_named_by_a_state_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path, nimgs=(8,))
+    for nimg in (8, 16):
+        run.best_path(nimg).write_bytes(b"best")
+    prune(run, 16, (Best(16, "fd_x", 1.0, "digest"),), keep_states=2, keep_snapshots=1)
+    assert [path.stem for path in (run.path / "best").iterdir()] == ["000000016"]
+
+
+def test_the_index_lists_the_best_and_missing_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, nimgs=(8,))
+    best = (Best(16, "fd_x", 1.0, "digest"), Best(8, "fd_x", 2.0, "digest"))
+    run.best_path(16).write_bytes(b"best")
+    write_best_index(run, best)
+    index = json.loads((run.path / "best" / "index.json").read_text())
+    assert [(entry["file"], entry["value"]) for entry in index] == [
+        ("000000016.safetensors", 1.0),
+        ("000000008.safetensors", 2.0),
+    ]
+    assert existing_best(run, best) == best[:1]
+    assert "000000008.safetensors is missing" in capsys.readouterr().out
+
+
+def test_a_good_state_is_one_that_every_uninterrupted_run_has(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    params = params.model_copy(
+        update={"train": tiny_params(), "run": params.run.model_copy(update={"state_kimg": 0.016})}
+    )
+    run = make_run(tmp_path, nimgs=(8, 16, 24, 32, 40))  # 16 and 32 are due, the others were saved when interrupted
+    assert good_state(run, 40, params) == run.state_path(32)
+    assert good_state(run, 31, params) == run.state_path(16)
+    run.state_path(32).write_bytes(run.state_path(32).read_bytes()[:-1])
+    assert good_state(run, 40, params) == run.state_path(16)
+    assert good_state(run, 15, params) is None
+    remove_later_states(run, 16)
+    assert sorted(int(path.stem) for path in run.states.iterdir()) == [8, 16]
+
+
+def test_disk_use_is_told_and_a_full_disk_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, nimgs=(8,))
+    params = load_params(ROOT / "params.yaml")
+    assert disk_bytes(run.path) >= run.state_path(8).stat().st_size
+    assert "at most 5.4 MB of models (a state is 1.0 MB, a snapshot 100 kB)" in check_disk(
+        run, 10**6, 10**5, params.train, params.run
+    )
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(RunError, match="1.0 MB are free, but a state takes 1.0 MB"):
+        check_disk(run, 10**6, 10**5, params.train, params.run)
+
+
+def test_who_waits_says_for_whom_and_may_be_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, nimgs=())
+
+    def stop() -> None:
+        raise Interrupted("stopped by SIGINT", 2)
+
+    with pytest.raises(Interrupted):
+        open_run(tmp_path, run.identity, stop)
+    assert f"is in use by process {os.getpid()} on " in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""What a training job is made of, its stop signal, and what its files say of where they come from."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ganops.config import Params
+from ganops.distributed import largest_over_ranks
+from ganops.entry import say
+from ganops.errors import Interrupted
+from ganops.images.shards import Shards
+from ganops.launch import is_ended_by_launcher
+from ganops.training.measure import Yardstick
+from ganops.training.run import RunDirectory
+from ganops.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a finished run is published (dvc.yaml names the paths), and where its logs appear while it goes on."""
+
+    last: Path
+    best: Path
+    best_folder: Path
+    state: Path
+    results: Path
+
+
+class StopSignal:
+    """SIGINT and SIGTERM, as a flag that the loop looks at between steps; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt  # not Interrupted: in the middle of a step there is nothing whole to save
+        self.signal = number
+        if not is_ended_by_launcher():
+            say(f"train: {signal.Signals(number).name}: will save and stop after this step; again to stop at once")
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came to this rank."""
+        if self.signal:
+            raise Interrupted(f"stopped by {signal.Signals(self.signal).name}", self.signal)
+
+    def check_all(self) -> None:
+        """Raises Interrupted on every rank if a signal came to any: all stop after the same step."""
+        number = largest_over_ranks(self.signal)
+        if number:
+            raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same while a run trains."""
+
+    params: Params
+    shards: Shards
+    run: RunDirectory
+    yardstick: Yardstick | None
+    stop: StopSignal
+    end: int
+    init_from: dict[str, Any]
+
+    def provenance(self) -> dict[str, Any]:
+        """What states and snapshots say of where they come from."""
+        return {**self.run.provenance(), "init_from": self.init_from}
+
+    def snapshot_metadata(self, state: TrainingState) -> dict[str, Any]:
+        """What a snapshot of `state` says of itself."""
+        index = self.shards.index
+        return {
+            "nimg": state.nimg,
+            "kimg": state.nimg / 1000,
+            "best": vars(state.best[0]) if state.best else None,
+            "retries": [vars(retry) for retry in state.retries],
+            "data_digest": index.digest,
+            "class_names": list(index.class_names),
+            "class_counts": list(index.class_counts),
+            **self.provenance(),
+        }

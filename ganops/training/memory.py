@@ -1,0 +1,207 @@
+"""How much memory a step takes, found by trying: each phase once, on one micro-batch, without changing anything."""
+
+import gc
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ganops.config import TrainParams
+from ganops.distributed import largest_over_ranks, make_generator
+from ganops.entry import say
+from ganops.errors import RunError
+from ganops.files import format_bytes
+from ganops.launch import world_size
+from ganops.networks.sampling import one_hot
+from ganops.training.losses import dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
+from ganops.training.state import TrainingState
+from ganops.training.step import draw_latents, without_gradients
+
+SHARE = 0.9  # of the free memory that a proposal may fill: other programs and fragmentation need some
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that a phase held at once, in bytes: of the GPU, or of this process."""
+
+    phase: str
+    bytes: int
+
+
+def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
+    """Runs every phase of a step forward and backward on one micro-batch, and tells the peak of the largest.
+
+    Gradients are dropped and running means do not move: `state` is the same, bit for bit.
+
+    Args:
+        state: on its device.
+        params: section `train`.
+        batch_gpu: images of the micro-batch.
+    Raises:
+        torch.OutOfMemoryError: it does not fit into the GPU.
+    """
+    peaks = []
+    for phase, run in _phases(state, params, batch_gpu):
+        _start_measuring(state.device)
+        try:
+            run()
+            if world_size() > 1:  # the message to the other ranks
+                gradients = [p.grad for net in (state.G, state.D) for p in net.parameters() if p.grad is not None]
+                torch.cat([gradient.reshape(-1) for gradient in gradients])
+        finally:
+            state.G.zero_grad(set_to_none=True)
+            state.D.zero_grad(set_to_none=True)
+        peaks.append(Peak(phase, _peak_bytes(state.device)))
+    return max(peaks, key=lambda peak: peak.bytes)
+
+
+def _phases(state: TrainingState, params: TrainParams, n: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    counts = (1,) * max(state.G.c_dim, 1)
+    rng = make_generator(state.device, "dry run")
+    shape = [n, state.G.img_channels, state.G.resolution, state.G.resolution]
+    real_img = torch.zeros(shape, device=state.device)
+    real_c = one_hot(torch.zeros(n, dtype=torch.int64, device=state.device), state.G.c_dim)
+
+    def gmain() -> None:
+        latents = draw_latents(state, params, "Gmain", 0, n, counts)
+        with without_gradients(state.D):
+            _backward(gmain_loss(state.G, state.D, latents, "random", rng).loss)
+
+    def gpl() -> None:
+        m = pl_batch_size(n, params.pl_batch_shrink)
+        latents = draw_latents(state, params, "Gpl", 0, m, counts)
+        noise = torch.randn([m, *shape[1:]], device=state.device, generator=rng)
+        args = (state.pl_mean, params.pl_decay, params.pl_weight)
+        _backward(gpl_loss(state.G, latents, noise, *args, "random", rng).loss)
+
+    def dmain() -> None:
+        latents = draw_latents(state, params, "Dmain", 0, n, counts)
+        _backward(dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng).loss)
+
+    def dr1() -> None:
+        _backward(dr1_loss(state.D, real_img, real_c, params.r1_gamma).loss)
+
+    yield "Gmain", gmain
+    if params.pl_weight:
+        yield "Gpl", gpl
+    yield "Dmain", dmain
+    if params.r1_gamma:
+        yield "Dr1", dr1
+
+
+def _backward(loss: Tensor) -> None:
+    loss.mean().backward()  # type: ignore[no-untyped-call]
+
+
+def _start_measuring(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # not Linux, or forbidden: the peak is then the process's so far
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now (proc(5))
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def announce_memory(state: TrainingState, params: TrainParams) -> None:
+    """Says before the first step how much memory a step will take.
+
+    Raises:
+        RunError: train.batch_gpu does not fit into the GPU; names the largest that does.
+    """
+    try:
+        peak, failed = dry_run(state, params, params.batch_gpu), False
+    except torch.OutOfMemoryError:
+        peak, failed = Peak("", 0), True
+    gc.collect()
+    if largest_over_ranks(int(failed)):
+        if failed:
+            torch.cuda.empty_cache()
+        sizes = [size for size in possible_sizes(params) if size < params.batch_gpu]
+        best = largest_that_fits(sizes, lambda size: fits_into_memory(state, params, size))
+        advice = (
+            f"train.batch_gpu: {best} fits" if best else "Not even the smallest fits; lower channel_base or channel_max"
+        )
+        raise RunError(
+            f"train.batch_gpu={params.batch_gpu} does not fit into {_describe(state.device)}. {advice} (micro-batch size "
+            "changes results slightly, so it starts a run of its own)."
+        )
+    most = largest_over_ranks(peak.bytes)
+    say(
+        f"train: memory: {peak.phase} on {params.batch_gpu} images takes the most, {format_bytes(most)} "
+        f"of {_describe(state.device)}"
+    )
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        return f"the {format_bytes(total)} of {torch.cuda.get_device_name(device)}"
+    return f"the {format_bytes(free_bytes(device))} that are free"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo").read_text()
+    return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
+
+
+def possible_sizes(params: TrainParams) -> list[int]:
+    """Values of batch_gpu that `train` accepts, ascending: they divide the batch and hold whole groups."""
+    group = params.mbstd_group_size if params.mbstd_num_channels else 1
+    sizes = range(1, params.batch_size + 1)
+    return [n for n in sizes if params.batch_size % n == 0 and n % min(group, n) == 0]
+
+
+def largest_that_fits(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of ascending `sizes` that fits, tried from the smallest on; None if not even that does."""
+    best = None
+    for size in sizes:
+        if not fits(size):
+            break
+        best = size
+    return best
+
+
+def fits_into_memory(state: TrainingState, params: TrainParams, batch_gpu: int) -> bool:
+    """Tries a micro-batch size: on CUDA for real; on a CPU only up to what two smaller sizes foretell.
+
+    A CPU machine that runs out of memory kills processes, so there the need is extended from sizes that are safe: it
+    grows in proportion to the images.
+    """
+    if state.device.type == "cuda":
+        try:
+            peak = dry_run(state, params, batch_gpu).bytes
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+        total = torch.cuda.mem_get_info(state.device)[1]
+        return peak <= SHARE * total
+    small = possible_sizes(params)[:2]
+    one, other = (dry_run(state, params, size).bytes for size in (small[0], small[-1]))
+    slope = (other - one) / max(small[-1] - small[0], 1)
+    gc.collect()
+    held = _held_bytes()
+    return one + slope * (batch_gpu - small[0]) - held <= SHARE * free_bytes(state.device)
+
+
+def _held_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024

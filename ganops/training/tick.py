@@ -1,0 +1,179 @@
+"""What a run shows while it goes on and at its end: ticks, pictures, distances, snapshots, the published models."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ganops.distributed import check_agreement
+from ganops.entry import say
+from ganops.errors import Diverged
+from ganops.files import copy_file, format_bytes, write_bytes
+from ganops.launch import rank, world_size
+from ganops.networks.snapshot import save_snapshot
+from ganops.networks.table import describe_networks
+from ganops.training.job import Job, Outputs
+from ganops.training.log import RunLog, memory_gb
+from ganops.training.measure import measure_distance
+from ganops.training.pictures import draw_grid, draw_reals
+from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, write_best_index
+from ganops.training.schedule import comes_due, intervals_passed
+from ganops.training.state import Best, TrainingState, save_state, state_tensors
+from ganops.training.step import tick_means
+
+
+@dataclass
+class Clock:
+    """Wall time of this process, for speeds only."""
+
+    started_nimg: int
+    tick_nimg: int
+    started: float
+    tick_started: float
+
+    def __init__(self, nimg: int) -> None:
+        self.started_nimg = self.tick_nimg = nimg
+        self.started = self.tick_started = time.monotonic()
+
+
+def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -> None:
+    """One row; and when they are due a picture, a distance, a snapshot. Doing it twice does the same."""
+    train, run, yardstick = job.params.train, job.run, job.yardstick
+    means = tick_means(state, train)
+    now = time.monotonic()
+    steps_nimg = max(state.nimg - clock.tick_nimg, 1)
+    cpu_mem_gb, gpu_mem_gb = memory_gb(state.device)
+    row: dict[str, Any] = {
+        "tick": intervals_passed(state.nimg, train.tick_kimg),
+        "nimg": state.nimg,
+        "kimg": state.nimg / 1000,
+        "sec_per_kimg": (now - clock.tick_started) / steps_nimg * 1000,
+        "cpu_mem_gb": cpu_mem_gb,
+        "gpu_mem_gb": gpu_mem_gb,
+        "distance": None,
+        "metric": None,
+        "metric_digest": "" if yardstick is None else yardstick.digest,
+        **means,
+    }
+    _check_health(state, train.max_nonfinite_steps, train.max_loss, means)
+    check_agreement([*state.G.parameters(), *state.D.parameters()], "weights")
+    if comes_due(state.nimg, train.batch_size, train.image_kimg):
+        draw_picture(job, state, log)
+    if yardstick is not None and comes_due(state.nimg, train.batch_size, train.metric_kimg):
+        row["metric"] = yardstick.extractor.metric
+        row["distance"] = measure_distance(
+            yardstick,
+            state.G_ema,
+            train.seed,
+            train.metric_images,
+            job.shards.index.class_counts,
+            train.batch_gpu,
+            job.stop.check_all,
+        )
+        _keep_if_best(job, state, Best(state.nimg, row["metric"], row["distance"], yardstick.digest))
+    if log is not None:
+        if comes_due(state.nimg, train.batch_size, train.snapshot_kimg):
+            path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
+            save_snapshot(path, state.G_ema, job.snapshot_metadata(state))
+        log.add_row(row, now - clock.started, clock.started_nimg)
+    state.tick_nimg = state.nimg
+    state.sums.clear()
+    clock.tick_nimg, clock.tick_started = state.nimg, time.monotonic()
+
+
+def _check_health(state: TrainingState, max_steps: int, max_loss: float, means: dict[str, float | int | None]) -> None:
+    """Raises Diverged when it makes no sense to go on."""
+    nonfinite = int(state.nonfinite_steps)
+    if nonfinite > max_steps:
+        raise Diverged(
+            f"nimg {state.nimg}: gradients were not finite in {nonfinite} steps in a row (train.max_nonfinite_steps="
+            f"{max_steps}). Lower the learning rates or raise train.r1_gamma"
+        )
+    for name in ("G_loss", "D_loss"):
+        loss = means[name]
+        if loss is not None and math.isfinite(loss) and abs(loss) > max_loss:
+            raise Diverged(
+                f"nimg {state.nimg}: the tick's mean {name} is {loss:.4g} (train.max_loss={max_loss:g}). "
+                "Lower the learning rates or raise train.r1_gamma"
+            )
+
+
+def _keep_if_best(job: Job, state: TrainingState, new: Best) -> None:
+    """Puts a snapshot among the train.keep_best best, if it is one of them. Those of another yardstick are forgotten."""
+    alike = [best for best in state.best if best.digest == new.digest and best.nimg != new.nimg]
+    state.best = tuple(sorted([*alike, new], key=lambda best: (best.value, best.nimg)))[: job.params.train.keep_best]
+    if rank() == 0:
+        if new in state.best:
+            save_snapshot(job.run.best_path(new.nimg), state.G_ema, job.snapshot_metadata(state))
+        write_best_index(job.run, state.best)
+
+
+def draw_picture(job: Job, state: TrainingState, log: RunLog | None) -> None:
+    """A picture of G_ema; if it cannot be written, training goes on without it."""
+    if log is None:
+        return
+    path = job.run.path / "grids" / f"{state.nimg // 1000:06d}.png"
+    try:
+        draw_grid(path, job.params.train, state.G_ema)
+        log.add_picture(path)
+    except OSError as error:
+        say(f"train: WARNING: {path} cannot be written ({error}); training goes on without this picture")
+
+
+def announce(job: Job, state: TrainingState) -> None:
+    """Says what is trained on what, and where; writes the layer table and a picture of real images."""
+    run, index = job.run, job.shards.index
+    table = describe_networks(state.G, state.D)
+    write_bytes(run.path / "layers.txt", table.encode())
+    say(table)
+    ranks = f"{world_size()} ranks, " if world_size() > 1 else ""
+    say(
+        f"train: {index.num_images} images {index.channels}x{index.resolution}x{index.resolution}, "
+        f"{index.num_classes or 'no'} classes, on {ranks}{environment(state.device)['device']}"
+    )
+    sizes = [sum(t.nbytes for t in tensors) for tensors in (state_tensors(state).values(), state.G_ema.parameters())]
+    say(check_disk(run, sizes[0], sizes[1], job.params.train, job.params.run))
+    draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+
+
+def publish_pictures(run: RunDirectory, log: RunLog, nimg: int) -> None:
+    """Puts the run's pictures up to `nimg` where people look; DVC has emptied that place."""
+    grids = [path for path in sorted((run.path / "grids").glob("*.png")) if int(path.stem) <= nimg // 1000]
+    for path in (run.path / "reals.png", run.path / "layers.txt", *grids):
+        log.add_picture(path)
+
+
+def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
+    """Copies the final state and snapshots to DVC's outputs. Copies, never links: the cache must not share them."""
+    run, keep = job.run, job.params.run
+    final = run.state_path(state.nimg)
+    if not final.exists():
+        save_state(final, state, job.provenance())
+    prune(run, state.nimg, state.best, keep.keep_states, keep.keep_snapshots)
+    copy_file(final, outputs.state)
+    save_snapshot(outputs.last, state.G_ema, job.snapshot_metadata(state))
+    for path in outputs.best_folder.glob("*"):  # of an earlier run outside DVC, which empties it itself
+        path.unlink()
+    write_best_index(run, state.best)
+    for path in (*(run.best_path(best.nimg) for best in state.best), run.path / "best" / "index.json"):
+        copy_file(path, outputs.best_folder / path.name)
+    if not state.best:
+        say("train: no distance was measured; best.safetensors is the last snapshot")
+        copy_file(outputs.last, outputs.best)
+    else:
+        best = state.best[0]
+        copy_file(run.best_path(best.nimg), outputs.best)
+        say(f"train: best {best.metric} {best.value:.2f} at kimg {best.nimg / 1000:g}")
+    say(f"train: {run.path} holds {format_bytes(disk_bytes(run.path))}")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "ranks": str(world_size()),
+    }

@@ -1,0 +1,91 @@
+"""Transfer learning: a run that starts from the weights of another one (train.init_from)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ganops.config import FROM_SCRATCH, TrainParams
+from ganops.entry import say
+from ganops.errors import RunError
+from ganops.files import sha256_file
+from ganops.networks.snapshot import load_snapshot
+from ganops.training.state import TrainingState, is_state, read_state
+
+
+def init_sha256(params: TrainParams) -> str:
+    """The checksum of train.init_from; "" when training starts from scratch.
+
+    Raises:
+        RunError: there is no such file.
+    """
+    if params.init_from == FROM_SCRATCH:
+        return ""
+    try:
+        return sha256_file(Path(params.init_from))
+    except OSError as error:
+        raise RunError(
+            f"train.init_from={params.init_from}: {error.strerror}. Name a snapshot or a state, or {FROM_SCRATCH}."
+        ) from None
+
+
+@torch.no_grad()
+def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[str, Any]:
+    """Puts the weights of a file into a fresh state: those of G, D and G_ema from a state, those of G from a snapshot.
+
+    Optimizers, running means and nimg start anew.
+
+    Args:
+        path: a training state, or a snapshot (which holds no discriminator: D then starts from random weights).
+        state: at nimg 0.
+        D_freeze_blocks: train.D_freeze_blocks; freezing needs a trained D.
+    Returns:
+        Where the weights come from, for the metadata.
+    Raises:
+        RunError: another family, or sizes that differ: names the first tensor that does not fit.
+        WeightsError: neither a state nor a snapshot.
+    """
+    if is_state(path):
+        copy = read_state(path)
+        _copy_weights(path, "G", copy.tensors, "G.", state.G.state_dict())
+        _copy_weights(path, "G_ema", copy.tensors, "G_ema.", state.G_ema.state_dict())
+        _copy_weights(path, "D", copy.tensors, "D.", state.D.state_dict())
+        say(f"train: starts from {path}: G, D and G_ema at kimg {copy.nimg / 1000:g}")
+        return {"kimg": copy.nimg / 1000, "run": copy.metadata["run"], "data_digest": copy.metadata["identity"]["data"]}
+    if D_freeze_blocks:
+        raise RunError(
+            f"train.D_freeze_blocks={D_freeze_blocks}, but {path} is a snapshot, without a discriminator to freeze. Name a "
+            "training state (models/state.safetensors of the other run) as train.init_from, or set D_freeze_blocks: 0."
+        )
+    G, metadata = load_snapshot(path)
+    weights = G.state_dict()
+    _copy_weights(path, "G", weights, "", state.G.state_dict())
+    _copy_weights(path, "G", weights, "", state.G_ema.state_dict())
+    say(
+        f"train: starts from {path}: G at kimg {metadata.get('kimg', '?')}. It holds no D, which starts from random weights"
+    )
+    return {key: metadata.get(key) for key in ("kimg", "run", "data_digest")}
+
+
+def _copy_weights(
+    path: Path, network: str, stored: Mapping[str, Tensor], prefix: str, targets: Mapping[str, Tensor]
+) -> None:
+    """Copies all tensors or none. Sizes are compared by name; nothing is skipped in silence."""
+    found = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    for name in sorted(found.keys() | targets.keys()):
+        if name not in found or name not in targets:
+            where = "is missing there" if name not in found else "is not part of this network"
+            raise RunError(
+                f"train.init_from={path}: {network}.{name} {where}. The architecture must be the same: compare resolution, "
+                "channels, mapping_layers, conditional and the architectures of both runs."
+            )
+        if found[name].shape != targets[name].shape:
+            raise RunError(
+                f"train.init_from={path}: {network}.{name} is {list(found[name].shape)}, but this network needs "
+                f"{list(targets[name].shape)}. Sizes must be the same: compare resolution, channels, classes, z_dim, w_dim, "
+                "channel_base and channel_max of both runs."
+            )
+    for name, target in targets.items():
+        target.copy_(found[name])
