@@ -1,4 +1,5 @@
-"""Config-f at 256x256 on a CUDA device: seconds per kimg and peak memory in each precision, and feature images/s.
+"""Config-f at 256x256 on a CUDA device: seconds per kimg and peak memory in each precision, feature images/s, and
+what saving a state costs.
 
 `python -m bench.gpu`, a few minutes. Without a CUDA device it says so and ends well. Data are random bytes.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bench.features import write_network
 from bench.report import report
+from bench.states import states
 from ganops.config import TrainParams, load_params
 from ganops.distributed import configure_numerics, select_device
 from ganops.images.dataset import Batch
@@ -115,7 +117,7 @@ def main() -> None:
     )
     lines = [f"config-f, {RESOLUTION}x{RESOLUTION}, batch {BATCH_SIZE} in micro-batches of {BATCH_GPU}, {STEPS} steps"]
     lines += [training(device, name, params, deterministic) for name, params, deterministic in modes]
-    report("gpu", [*lines, *extractors(device)])
+    report("gpu", [*lines, *extractors(device), *states(device)])
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def step_time(state: TrainingState, params: TrainParams, batch: Batch) -> float:
 
 def phase_times(state: TrainingState, params: TrainParams, batch: Batch) -> dict[str, float]:
     """Seconds of one run of each phase, its Adam step included."""
-    reals = [real_micro_batch(state, params, batch, index) for index in range(params.batch_size // params.batch_gpu)]
+    count = params.batch_size // params.batch_gpu
+    reals = [real_micro_batch(state, params, batch, index, index) for index in range(count)]
     phases: dict[str, Callable[[], object]] = {
         "Gmain": lambda: gmain_phase(state, params, CLASS_COUNTS),
         "Gpl": lambda: gpl_phase(state, params, CLASS_COUNTS),

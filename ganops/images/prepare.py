@@ -30,7 +30,7 @@ from ganops.errors import DataError
 from ganops.images.labels import LISTED, TABLES, Labels, first_ten, read_labels
 from ganops.images.raw import BadImageError, Conversion, Listing, convert_image, list_source, open_zip, read_file
 from ganops.images.shards import ShardIndex, ShardWriter
-from ganops.launch import rank, world_size
+from ganops.launch import local_world_size, rank, world_size
 
 CHUNK_BYTES = 1 << 22  # of pixels that a worker sends back at a time
 CHUNK_IMAGES = 64
@@ -216,7 +216,7 @@ def _convert_here(
     source: Path, chunks: Sequence[Sequence[str]], conversion: Conversion, workers: int
 ) -> Iterator[tuple[NDArray[np.uint8], list[_Outcome]]]:
     """Chunks in order, by several processes; by this one if there is too little to do for two."""
-    workers = min(workers or os.cpu_count() or 1, len(chunks))
+    workers = min(workers or max((os.cpu_count() or 1) // local_world_size(), 1), len(chunks))
     if workers <= 1:
         converter = _Converter(source, conversion)
         try:

@@ -5,6 +5,7 @@ Weights are hashed before they are loaded, and what was hashed is what is loaded
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import http.client
 import io
@@ -24,6 +25,7 @@ from cleanfid.resize import build_resizer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ganops.distributed import on_first_rank
 from ganops.entry import progress, say
 from ganops.errors import DataError, WeightsError
 from ganops.files import atomic_path
@@ -156,8 +158,7 @@ def _load_inception(device: torch.device, folder: Path) -> Extractor:
     Source: Heusel et al. 2017; Parmar et al. 2022 (clean-fid). The file is NVIDIA's TorchScript of the 2015 weights.
     """
     path = folder / INCEPTION_FILE
-    if not path.exists():
-        _download_inception(path)
+    on_first_rank(functools.partial(_download_if_missing, path))
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != INCEPTION_SHA256:
@@ -189,7 +190,9 @@ class CleanInception(InceptionV3W):  # type: ignore[misc]
         self.resize_inside = False
 
 
-def _download_inception(path: Path) -> None:
+def _download_if_missing(path: Path) -> None:
+    if path.exists():
+        return
     say(f"downloading {INCEPTION_URL} (96 MB) to {path}")
     try:
         with urllib.request.urlopen(INCEPTION_URL, timeout=30) as answer, atomic_path(path) as temporary:

@@ -130,7 +130,7 @@ def announce_memory(state: TrainingState, params: TrainParams) -> None:
         if failed:
             torch.cuda.empty_cache()
         sizes = [size for size in possible_sizes(params) if size < params.batch_gpu]
-        best = largest_that_fits(sizes, lambda size: fits_into_memory(state, params, size))
+        best = largest_that_fits(sizes, fits_into_memory(state, params))
         advice = (
             f"train.batch_gpu: {best} fits" if best else "Not even the smallest fits; lower channel_base or channel_max"
         )
@@ -178,28 +178,32 @@ def largest_that_fits(sizes: list[int], fits: Callable[[int], bool]) -> int | No
     return best
 
 
-def fits_into_memory(state: TrainingState, params: TrainParams, batch_gpu: int) -> bool:
-    """Tries a micro-batch size: on CUDA for real; on a CPU only up to what two smaller sizes foretell.
+def fits_into_memory(state: TrainingState, params: TrainParams) -> Callable[[int], bool]:
+    """A test for micro-batch sizes: on CUDA it tries them; on a CPU it foretells from the two smallest.
 
-    A CPU machine that runs out of memory kills processes, so there the need is extended from sizes that are safe: it
-    grows in proportion to the images.
+    A CPU machine that runs out of memory kills processes, so there nothing is tried that might not fit: the need grows in
+    proportion to the images.
     """
     if state.device.type == "cuda":
-        try:
-            peak = dry_run(state, params, batch_gpu).bytes
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
-        total = torch.cuda.mem_get_info(state.device)[1]
-        return peak <= SHARE * total
-    small = possible_sizes(params)[:2]
-    one, other = (dry_run(state, params, size).bytes for size in (small[0], small[-1]))
-    slope = (other - one) / max(small[-1] - small[0], 1)
+        return lambda batch_gpu: _fits_gpu(state, params, batch_gpu)
+    sizes = possible_sizes(params)
+    small, other = sizes[0], sizes[min(1, len(sizes) - 1)]
+    base = dry_run(state, params, small).bytes
+    per_image = (dry_run(state, params, other).bytes - base) / max(other - small, 1)
     gc.collect()
-    held = _held_bytes()
-    return one + slope * (batch_gpu - small[0]) - held <= SHARE * free_bytes(state.device)
+    limit = SHARE * free_bytes(state.device) + _held_bytes()
+    return lambda batch_gpu: base + per_image * (batch_gpu - small) <= limit
+
+
+def _fits_gpu(state: TrainingState, params: TrainParams, batch_gpu: int) -> bool:
+    try:
+        peak = dry_run(state, params, batch_gpu).bytes
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+    return peak <= SHARE * torch.cuda.mem_get_info(state.device)[1]
 
 
 def _held_bytes() -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ganops.distributed import configure_numerics, make_generator
+from ganops.errors import RunError
 from ganops.networks.sampling import generate_images, one_hot
 from ganops.networks.stylegan2_discriminator import Discriminator
 from ganops.networks.stylegan2_generator import Generator
@@ -17,7 +18,17 @@ from ganops.ops.bias_act import ACTIVATION_GAINS, Activation, bias_act
 from ganops.ops.modulated_conv2d import modulated_conv2d
 from ganops.ops.upfirdn2d import setup_filter, upfirdn2d
 from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss
-from ganops.training.state import TrainingState, build_networks, initial_state, load_state, save_state, state_tensors
+from ganops.training.memory import announce_memory, dry_run
+from ganops.training.saver import StateWriter
+from ganops.training.state import (
+    TrainingState,
+    build_networks,
+    copy_state,
+    initial_state,
+    load_state,
+    save_state,
+    state_tensors,
+)
 from tests.tolerances import assert_close
 from tests.unit.tiny import CLASS_COUNTS, run_steps, tiny_params
 
@@ -216,3 +227,39 @@ def test_streams_repeat_on_the_device() -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_training_goes_on_while_a_state_is_written(tmp_path: Path) -> None:
+    """The copy to pinned memory is the state at its time, to the byte, although steps follow at once."""
+    params = tiny_params()
+    state = initial_state(params, 8, 1, len(CLASS_COUNTS), CUDA)
+    run_steps(state, params, 2)
+    save_state(tmp_path / "at_once.safetensors", state, {"identity": {}})
+    writer = StateWriter()
+    writer.start(tmp_path / "beside.safetensors", copy_state(state, {"identity": {}}))
+    run_steps(state, params, 2)
+    assert writer.finish()
+    assert (tmp_path / "beside.safetensors").read_bytes() == (tmp_path / "at_once.safetensors").read_bytes()
+
+
+def test_a_dry_run_tells_the_peak_and_changes_nothing() -> None:
+    params = tiny_params(channel_base=2048, channel_max=64)
+    state = initial_state(params, 32, 3, len(CLASS_COUNTS), CUDA)
+    before = {name: tensor.clone() for name, tensor in state_tensors(state).items()}
+    small, large = (dry_run(state, params, size).bytes for size in (4, 32))
+    assert 0 < small < large
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_tensors(state).items())
+
+
+def test_what_does_not_fit_ends_with_a_proposal_that_does() -> None:
+    params = tiny_params(channel_base=4096, channel_max=64, batch_size=64, batch_gpu=64, pl_weight=0.0)
+    state = initial_state(params, 64, 3, len(CLASS_COUNTS), CUDA)
+    small, large = (dry_run(state, params, size).bytes for size in (8, 64))
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((small + large) / 2 / total)
+    try:
+        with pytest.raises(RunError, match=r"train\.batch_gpu=64 does not fit .* train\.batch_gpu: (8|16|32) fits"):
+            announce_memory(state, params)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

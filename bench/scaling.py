@@ -1,0 +1,135 @@
+"""Training by one rank and by two (gloo, one thread each) at the demo's values; and ways to add up gradients.
+
+`python -m bench.scaling`, about two minutes on two cores. Both train the same model: two micro-batches per step.
+"""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.report import report
+from bench.train import CLASS_COUNTS, random_batch
+from ganops.config import Params, TrainParams, load_params
+from ganops.distributed import configure_numerics, deal, joined_ranks, select_device, sum_gradients
+from ganops.images.dataset import Batch
+from ganops.images.pixels import to_float
+from ganops.networks.sampling import one_hot
+from ganops.training.state import initial_state
+from ganops.training.step import train_step
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 5  # the best counts: other work on the machine only adds time
+STEPS = 16  # one period of r1_interval
+
+
+def params_of(batch_gpu: int) -> Params:
+    params = load_params(ROOT / "params.yaml")
+    train = TrainParams.model_validate(params.train.model_dump() | {"batch_gpu": batch_gpu})
+    return params.model_copy(update={"train": train})
+
+
+def best_seconds(function: Callable[[], Any], world: int) -> float:
+    """Seconds of the best of ROUNDS calls; ranks start each round together."""
+    times = []
+    for _ in range(ROUNDS):
+        if world > 1:
+            dist.barrier()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def run_rank(rank: int, world: int, port: int, answers: "SimpleQueue[dict[str, float]]") -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    params = params_of(16)
+    train, prepare = params.train, params.prepare
+    device = select_device("cpu", 1)
+    configure_numerics(tf32=False, deterministic=False)
+    with joined_ranks("train", params):
+        state = initial_state(train, prepare.resolution, prepare.channels, len(CLASS_COUNTS), device)
+        own = deal(train.batch_size // train.batch_gpu, rank, world)
+        part = slice(own.start * train.batch_gpu, own.stop * train.batch_gpu)
+        whole = random_batch(train, prepare.channels, prepare.resolution)
+        batch = Batch(whole.images[part], whole.labels[part])
+
+        def steps() -> None:
+            for _ in range(STEPS):
+                train_step(state, train, batch, CLASS_COUNTS)
+
+        steps()
+        found = {"step": best_seconds(steps, world) / STEPS}
+        if world > 1:
+            found |= compare_sums(state.D, batch, world)
+    if rank == 0:
+        answers.put(found)
+
+
+def compare_sums(D: torch.nn.Module, batch: Batch, world: int) -> dict[str, float]:
+    """Seconds of a forward and backward pass of D on the batch, its gradients added up in three ways."""
+    img, c = to_float(batch.images[:8]), one_hot(batch.labels[:8], len(CLASS_COUNTS))
+    wrapped = DistributedDataParallel(D)
+    parameters = list(D.parameters())
+
+    def passes(network: torch.nn.Module, add_up: Callable[[], None]) -> None:
+        for _ in range(STEPS):
+            network(img, c).sum().backward()
+            add_up()
+            D.zero_grad(set_to_none=True)
+
+    def one_by_one() -> None:
+        for parameter in parameters:
+            dist.all_reduce(parameter.grad)
+
+    def flat() -> None:
+        sum_gradients([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    ways = {"none": (D, lambda: None), "flat": (D, flat), "one by one": (D, one_by_one), "DDP": (wrapped, lambda: None)}
+    return {name: best_seconds(lambda way=way: passes(*way), world) / STEPS for name, way in ways.items()}  # type: ignore[misc]
+
+
+def measure(world: int) -> dict[str, float]:
+    """Rank 0's figures of a world of that size."""
+    spawn = multiprocessing.get_context("spawn")
+    answers: SimpleQueue[dict[str, float]] = spawn.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ranks = [spawn.Process(target=run_rank, args=(rank, world, port, answers)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    return answers.get()
+
+
+def main() -> None:
+    """One rank, two ranks, and the ways to add up."""
+    load = os.getloadavg()[0]
+    one, two = measure(1), measure(2)
+    batch = params_of(16).train.batch_size
+    rates = [batch / found["step"] for found in (one, two)]
+    ways = ", ".join(f"{name} {1000 * two[name]:.1f} ms" for name in ("none", "flat", "one by one", "DDP"))
+    report(
+        "scaling",
+        [
+            f"load average at the start: {load:.1f}; best of {ROUNDS} rounds of {STEPS} steps; one thread per rank, gloo",
+            f"the demo's networks, batch {batch} in two micro-batches: 1 rank {rates[0]:.0f} img/s, 2 ranks {rates[1]:.0f} "
+            f"img/s: {rates[1] / rates[0]:.2f} times as fast, efficiency {100 * rates[1] / rates[0] / 2:.0f} %",
+            f"D forward and backward on 8 images by 2 ranks, gradients added up: {ways}",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
