@@ -10,11 +10,12 @@ import hashlib
 import itertools
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ganops.config import Params
 from ganops.errors import GanopsError, Interrupted, LostContact, ParamsError, RunError
-from ganops.launch import local_rank, local_world_size, rank, world_size, write_report
+from ganops.launch import is_launched, local_rank, local_world_size, rank, world_size, write_report
 
 T = TypeVar("T")
 
@@ -35,6 +36,10 @@ BEAT_SEC = 1.0  # each rank gives a sign of life so often
 SILENT_SEC = 20.0  # and is given up after so long without one; with the launcher's 30 s to kill it, under a minute
 COLLECTIVE_SEC = 600.0  # for one that is alive but never arrives; torch's own limit for NCCL
 POLL_SEC = 0.02
+
+_talks = [0]  # how often this rank has talked to the others
+_first_calls = itertools.count()
+_stores: list[TCPStore] = []  # the main thread's connection
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -94,7 +99,8 @@ def configure_numerics(tf32: bool, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for determinism
-    torch.use_deterministic_algorithms(deterministic)
+    # As use_deterministic_algorithms, but without its import of torch._inductor, which takes two seconds of every start.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def deal(count: int, number: int, ranks: int) -> range:
@@ -120,16 +126,15 @@ def joined_ranks(stage: str, params: Params) -> Iterator[None]:
     try:
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=COLLECTIVE_SEC))
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the ranks did not meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({error}). "
-            "docs/cluster.md says what must be set."
-        ) from None
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(f"the ranks did not meet at {where} ({error}). docs/cluster.md says what must be set.") from None
     ended = threading.Event()
     watch = threading.Thread(target=_watch_next_rank, args=(ended,), name="watch", daemon=True)
     watch.start()
     try:
-        _compare_ranks(stage, params)
+        _compare_ranks(stage, params, device)
         yield
+        on_first_rank(lambda: None)  # which may have much to write yet, longer than a collective waits
         with _contact():
             dist.barrier()  # nobody leaves while another still needs it
         dist.destroy_process_group()  # only here: after a failure it might wait for the dead
@@ -147,21 +152,31 @@ def joined_ranks(stage: str, params: Params) -> Iterator[None]:
 
 
 def _find_lost() -> str:
-    """After contact was lost: which rank had an error, or which give no more signs of life."""
+    """After contact was lost: which rank had an error, gives no more signs of life, or has not arrived."""
     try:
         store = _main_store()
+        before = _signs_of_life(store)
+        time.sleep(3 * BEAT_SEC)  # also for a rank that is about to tell its error
         if store.check(["ganops/error"]):
             return str(store.get("ganops/error").decode())
-        keys = [f"ganops/beat/{number}" for number in range(world_size())]
-        before = [store.get(key) if store.check([key]) else b"" for key in keys]
-        time.sleep(3 * BEAT_SEC)
-        if store.check(["ganops/error"]):
-            return str(store.get("ganops/error").decode())
-        gone = [number for number, key in enumerate(keys) if not before[number] or store.get(key) == before[number]]
-        hosts = [store.get(f"ganops/host/{number}").decode() for number in gone if before[number]]
+        now = _signs_of_life(store)
+        gone = [number for number, sign in now.items() if sign == before[number]]
+        late = [number for number, sign in now.items() if sign[1] < now[rank()][1]]
+        hosts = {number: store.get(f"ganops/host/{number}").decode() for number in [*gone, *late] if now[number][0]}
     except RuntimeError:
         return "The ranks' store does not answer either: the first node's launcher is gone."
-    return f"Gone: {', '.join(f'rank {number} ({host})' for number, host in zip(gone, hosts, strict=False))}."
+    what, found = ("is gone", gone) if gone else ("has not arrived", late)
+    return "; ".join(f"Rank {number} ({hosts.get(number, 'never seen')}) {what}" for number in found) + "."
+
+
+def _signs_of_life(store: TCPStore) -> dict[int, tuple[int, int]]:
+    """Rank -> its beats so far and how often it has talked to the others; zeros before the first."""
+    signs = {}
+    for number in range(world_size()):
+        key = f"ganops/beat/{number}"
+        beat, talks = store.get(key).decode().split() if store.check([key]) else ("0", "0")
+        signs[number] = int(beat), int(talks)
+    return signs
 
 
 def _open_store() -> TCPStore:
@@ -182,10 +197,10 @@ def _watch_next_rank(ended: threading.Event) -> None:
         store = _open_store()
         store.set(f"ganops/host/{rank()}", f"{socket.gethostname()}, process {os.getpid()}")
         seen, since = b"", time.monotonic()
-        for beat in itertools.count():
-            store.set(f"ganops/beat/{rank()}", str(beat))
+        for beat in itertools.count(1):
+            store.set(f"ganops/beat/{rank()}", f"{beat} {_talks[0]}")
             key = f"ganops/beat/{other}"
-            now = store.get(key) if store.check([key]) else b""
+            now = store.get(key).split()[0] if store.check([key]) else b""
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > SILENT_SEC:
@@ -195,17 +210,25 @@ def _watch_next_rank(ended: threading.Event) -> None:
             if ended.wait(BEAT_SEC):
                 return
     except RuntimeError as error:  # dist.DistError: the store is gone, or does not answer
-        if ended.wait(SILENT_SEC / 4):  # a rank that ends in order, or with an error of its own, does so now
-            return
-        write_report("lost", f"the ranks' store at {os.environ['MASTER_ADDR']} does not answer ({error})", 1)
-        os._exit(1)
+        _end_without_store(ended, str(error))
+        return
     message = f"rank {other} ({where}) {reason}. What was saved is whole. Look at that machine, then start again."
     if not write_report("silent", message, 1):
         print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
     os._exit(1)  # the main thread waits in a collective and cannot be interrupted
 
 
-def _compare_ranks(stage: str, params: Params) -> None:
+def _end_without_store(ended: threading.Event, error: str) -> None:
+    """The launcher that kept the store is gone. Rank 0 may still save; the others leave it time for a step."""
+    if not ended.wait(BEAT_SEC) and not is_launched():
+        os.kill(os.getpid(), signal.SIGTERM)  # as the kernel does for ranks of our own launcher: save and end
+    if not ended.wait(COLLECTIVE_SEC if rank() == 0 else 2 * SILENT_SEC):
+        message = f"the ranks' store at {os.environ['MASTER_ADDR']} does not answer ({error}). What was saved is whole."
+        print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _compare_ranks(stage: str, params: Params, device: torch.device) -> None:
     """Refuses ranks that would compute something else."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
@@ -216,11 +239,17 @@ def _compare_ranks(stage: str, params: Params) -> None:
         "the code of ganops": code.hexdigest()[:16],
         "torch": torch.__version__,
     }
-    everybody: list[tuple[str, dict[str, str]]] = [("", {})] * world_size()
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    everybody: list[tuple[str, str, dict[str, str]]] = [("", "", {})] * world_size()
     with _contact():
-        dist.all_gather_object(everybody, (socket.gethostname(), own))
-    host, first = everybody[0]
-    for number, (other_host, other) in enumerate(everybody):
+        dist.all_gather_object(everybody, (socket.gethostname(), gpu, own))
+    host, _, first = everybody[0]
+    gpus = [(other_host, other_gpu) for other_host, other_gpu, _ in everybody]
+    for number, (other_host, _, other) in enumerate(everybody):
+        if gpu and gpus.index(gpus[number]) != number:
+            raise RunError(
+                f"ranks {gpus.index(gpus[number])} and {number} share a GPU of {other_host}. Start one per GPU."
+            )
         for key, value in first.items():
             if other[key] != value:
                 raise RunError(
@@ -231,9 +260,10 @@ def _compare_ranks(stage: str, params: Params) -> None:
 
 @contextmanager
 def _contact() -> Iterator[None]:
-    """Turns what torch raises when another rank is gone into one clear error."""
+    """Turns what torch raises when another rank is gone into one clear error; counts how often ranks have talked."""
     try:
         yield
+        _talks[0] += 1
     except RuntimeError as error:  # gloo raises it, and dist.DistError is one
         text = str(error).split("\n")[0][:200]
         raise LostContact(f"lost contact with another rank ({text}). What was saved is whole.") from None
@@ -282,27 +312,26 @@ def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
                 tensor.copy_(whole)
 
 
-def check_agreement(tensors: Sequence[Tensor], what: str) -> None:
-    """Compares a fingerprint of tensors over all ranks.
+def check_agreement(tensors: Iterable[Tensor], what: str) -> None:
+    """Compares an exact fingerprint of tensors (of 4 or 8 bytes an element) over all ranks.
 
     Raises:
         RunError: a rank's tensors differ from rank 0's: a broken machine, or a mistake in this program.
     """
     if world_size() == 1:
         return
-    norms = torch.stack([tensor.detach().double().sum() for tensor in tensors]).cpu().view(torch.int64)
-    everybody = [torch.empty_like(norms) for _ in range(world_size())]
+    bits = {4: torch.int32, 8: torch.int64}
+    sums = [tensor.detach().contiguous().view(bits[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
+    own = torch.stack([total.cpu() for total in sums])
+    everybody = [torch.empty_like(own) for _ in range(world_size())]
     with _contact():
-        dist.all_gather(everybody, norms)
+        dist.all_gather(everybody, own)
     odd = [number for number, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
     if odd:
         raise RunError(
-            f"rank {odd[0]}: its {what} differ from rank 0's, which must never happen. Nothing of this was saved; check "
+            f"rank {odd[0]}: its {what} differs from rank 0's, which must never happen. Nothing of this was saved; check "
             "that machine's memory and GPU, and start the same command again."
         )
-
-
-_first_calls = itertools.count()
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
@@ -315,18 +344,23 @@ def on_first_rank(work: Callable[[], T]) -> T:
     store = _main_store()
     key = f"ganops/first/{next(_first_calls)}"
     if rank() == 0:
-        result = work()
+        try:
+            result = work()
+        except BaseException:
+            with suppress(RuntimeError):
+                store.set(key, "")  # the others need not wait for more
+            raise
         with _contact():
             store.set(key, pickle.dumps(result))  # type: ignore[arg-type]  # bytes are taken as they are
         return result
     with _contact():
         while not store.check([key]):
             time.sleep(POLL_SEC)
-        value: T = pickle.loads(store.get(key))
+        found = store.get(key)
+    if not found:
+        raise LostContact("rank 0 has stopped.")
+    value: T = pickle.loads(found)
     return value
-
-
-_stores: list[TCPStore] = []
 
 
 def _main_store() -> TCPStore:

@@ -22,6 +22,8 @@ from ganops.launch import (
     adopt_slurm,
     announce_rank,
     gather_nodes,
+    has_launcher,
+    is_ended_by_launcher,
     is_rank,
     launch,
     rank,
@@ -163,6 +165,10 @@ def _who() -> str:
 
 
 def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
+    # When the parent dies, the kernel sends the signal once for each thread that it had: once is enough.
+    signal.signal(signum, signal.SIG_IGN)
+    if is_ended_by_launcher() and has_launcher():
+        raise LostContact("ended by the launcher, because another rank failed")
     raise Interrupted(f"stopped by {signal.Signals(signum).name}", signum)
 
 

@@ -23,6 +23,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
+    except OSError as error:
+        if error.errno and error.filename is None:  # write(2) knows no name: say which file the disk had no room for
+            error.filename = str(path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -28,6 +28,7 @@ REPORTS = "GANOPS_REPORTS"  # and the folder for their reports
 JOIN_SEC = 600  # how long the first node waits for the others to call
 MEET_SEC = 60  # and then for their launchers
 CALL_SEC = 0.5  # how often they call
+HELLO = b"ganops node"
 
 
 def rank() -> int:
@@ -130,9 +131,19 @@ class Report:
     time: float
 
 
+def is_launched() -> bool:
+    """Whether our own launcher started this rank, and not torchrun or Slurm."""
+    return LAUNCHER in os.environ
+
+
+def has_launcher() -> bool:
+    """Whether the launcher that started this rank still lives."""
+    return is_launched() and os.getppid() == int(os.environ[LAUNCHER])
+
+
 def write_report(kind: str, message: str, code: int) -> bool:
     """Leaves this rank's report for the launcher. False without one: then the rank must speak for itself."""
-    if REPORTS not in os.environ:
+    if not has_launcher():
         return False
     report = Report(rank(), kind, message, code, socket.gethostname(), os.getpid(), time.time())
     path = Path(os.environ[REPORTS]) / f"{local_rank()}.json"
@@ -159,7 +170,7 @@ def announce_rank() -> None:
     if REPORTS not in os.environ:
         return
     folder = Path(os.environ[REPORTS])
-    if os.getppid() != int(os.environ[LAUNCHER]) or not folder.is_dir():
+    if not has_launcher() or not folder.is_dir():
         raise Interrupted("the launcher is gone", signal.SIGTERM)  # it died before this rank asked to be told
     (folder / f"{local_rank()}.pid").write_text(str(os.getpid()))
     if (folder / "stop").exists():
@@ -193,7 +204,13 @@ def gather_nodes(stage: str, params: Params, most: int) -> Meeting:
             with socket.create_server(("", 0)) as probe:
                 store_port = probe.getsockname()[1]
             server.settimeout(JOIN_SEC)
-            calls = [stack.enter_context(server.accept()[0]) for _ in range(others)]
+            calls: list[socket.socket] = []
+            while len(calls) < others:
+                call = stack.enter_context(server.accept()[0])
+                call.settimeout(MEET_SEC)
+                with suppress(OSError):  # others than nodes may knock at a port: they do not know the word
+                    if call.recv(len(HELLO)) == HELLO:
+                        calls.append(call)
             for node, call in enumerate(calls, 1):
                 text = json.dumps(asdict(Meeting(stage, node, address, store_port, most)))
                 call.sendall(text.encode())
@@ -212,15 +229,16 @@ def await_meeting(params: Params) -> Meeting:
         try:
             with socket.create_connection((address, int(port)), timeout=5) as call:
                 call.settimeout(JOIN_SEC)
+                call.sendall(HELLO)
                 text = b"".join(iter(lambda: call.recv(4096), b""))
             if text:
                 return Meeting(**json.loads(text))
-        except OSError:
-            pass  # the first node is between two stages, or not there yet
+        except (OSError, ValueError, TypeError):
+            pass  # the first node is between two stages, or not there yet, or somebody else answers there
         time.sleep(CALL_SEC)
 
 
-def launch(name: str, params: Params, count: int, meeting: Meeting | None = None) -> None:
+def launch(name: str, params: Params, count: int, meeting: Meeting | None = None) -> list[int]:
     """Runs `python -m stages.NAME` as `count` ranks on this node, and waits for their end.
 
     Args:
@@ -228,9 +246,11 @@ def launch(name: str, params: Params, count: int, meeting: Meeting | None = None
         params: all of params.yaml.
         count: ranks on this node.
         meeting: with other nodes; None when there are none.
+    Returns:
+        Signals that came too late to interrupt anything.
     Raises:
         Interrupted: a signal came; the ranks have saved what could be saved.
-        RunError: a rank failed; names it and its error.
+        RunError: a rank failed; names it and its error. Also when the first node was interrupted, and this is another.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -259,12 +279,18 @@ def launch(name: str, params: Params, count: int, meeting: Meeting | None = None
             elastic_launch(config, sys.executable)("-m", f"stages.{name}")
         except ChildFailedError as error:
             exits = {failure: int(what.exitcode) for failure, what in error.failures.items()}
-            raise_cause(read_reports(Path(folder)), exits, received)
+            try:
+                raise_cause(read_reports(Path(folder)), exits, received)
+            except Interrupted as interruption:
+                if meeting is not None and meeting.node and not received:
+                    raise RunError(f"interrupted at the first node ({interruption})") from None
+                raise
         except (RendezvousError, DistError) as error:
             where = "this machine" if meeting is None else f"{meeting.address}:{meeting.port}"
             raise RunError(f"the launchers of {params.run.nodes} nodes did not meet at {where} ({error}).") from None
         finally:
             del os.environ[LAUNCHER], os.environ[REPORTS]
+    return received
 
 
 @contextmanager
@@ -299,7 +325,7 @@ def raise_cause(reports: list[Report], exits: Mapping[int, int], received: list[
 
     Args:
         reports: of the ranks that could leave one, by time.
-        exits: rank -> exit code, negative for a signal; of all that did not end with 0.
+        exits: rank -> exit code, negative for a signal; of all that did not end with 0, in the order of their ends.
         received: signals that the launcher was sent.
     """
     by_kind: dict[str, list[Report]] = {kind: [] for kind in ("error", "crash", "silent", "interrupted", "lost")}
@@ -312,10 +338,11 @@ def raise_cause(reports: list[Report], exits: Mapping[int, int], received: list[
     if own:
         where = "" if own[0].rank == 0 else f"rank {own[0].rank} on {own[0].host}: "
         raise RunError(where + own[0].message)
-    if by_kind["silent"]:
-        raise RunError(by_kind["silent"][0].message)
     told = {report.rank for report in reports}
     killed = {number: -code for number, code in exits.items() if code < 0 and number not in told}
+    # A rank that hangs is killed only after another has given it up; one that was killed is the first to end.
+    if by_kind["silent"] and next(iter(exits), None) not in killed:
+        raise RunError(by_kind["silent"][0].message)
     if killed:  # SIGTERM last: that is how the launcher ends the others
         number = min(killed, key=lambda number: (killed[number] == signal.SIGTERM, number))
         signum = signal.Signals(killed[number])

@@ -26,7 +26,8 @@ def main() -> None:
         count = ranks_per_node(stage.params, meeting.most * stage.params.run.nodes)
         say(f"node: stage {stage.name}, {count} ranks, as node {meeting.node}")
         try:
-            launch(stage.name, stage.params, count, meeting)
+            if launch(stage.name, stage.params, count, meeting):
+                raise KeyboardInterrupt
             say(f"node: stage {stage.name} has ended")
         except RunError as error:
             print(f"node: stage {stage.name}: {error}", file=sys.stderr, flush=True)

@@ -3,15 +3,14 @@
 from collections import deque
 
 import torch
-from torch import Tensor
 
-from ganops.distributed import collect_in_order, configure_numerics, derive_seed, select_device
+from ganops.distributed import configure_numerics, derive_seed, select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.files import sha256_file
 from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import ShardWriter
-from ganops.launch import rank, world_size
-from ganops.networks.sampling import MAX_ROWS, draw_classes, draw_truncation_sweep, generate_images, image_labels
+from ganops.launch import rank
+from ganops.networks.sampling import MAX_ROWS, draw_classes, draw_truncation_sweep, generate_in_ranks, image_labels
 from ganops.networks.snapshot import load_snapshot
 
 
@@ -26,24 +25,16 @@ def main(stage: Stage) -> None:
     names, counts = (tuple(metadata[key]) if G.c_dim else () for key in ("class_names", "class_counts"))
     labels = image_labels(p.seed, range(p.count), counts)
     steps = -(-p.count // p.batch_size)
-
-    def draw(step: int) -> Tensor:
-        part, how = slice(step * p.batch_size, (step + 1) * p.batch_size), (p.truncation_psi, p.truncation_cutoff)
-        return next(
-            generate_images(G, p.seed, range(p.count)[part], labels[part], *how, p.noise_mode, p.batch_size)
-        ).cpu()
-
-    batches = collect_in_order(map(draw, range(rank(), steps, world_size())), steps)
+    batches = generate_in_ranks(G, p.seed, labels, p.truncation_psi, p.truncation_cutoff, p.noise_mode, p.batch_size)
     if rank():
         deque(batches, maxlen=0)  # the other ranks only make images
         return
-    provenance = {key: metadata[key] for key in ("kimg", "run", "data_digest", "accepted_code")}
+    provenance = {key: metadata[key] for key in ("kimg", "run", "data_digest", "accepted_code", "retries", "init_from")}
     values = {key: value for key, value in p.model_dump().items() if not key.startswith(("grid", "sweep", "shard"))}
     shape = (p.shard_images, G.resolution, G.img_channels)
     with ShardWriter(stage.path("data/samples"), *shape, names, {}) as writer:
-        for part, images in zip(
-            torch.split(labels, p.batch_size), progress(batches, steps, "sample", "batch"), strict=True
-        ):
+        parts = torch.split(labels, p.batch_size)
+        for part, images in zip(parts, progress(batches, steps, "sample", "batch"), strict=True):
             writer.append(images.numpy(), part.numpy())
         writer.close({"snapshot_sha256": sha256_file(path), "training": provenance, "sample": values})
     say(f"sample: {p.count} images of {path} (kimg {metadata['kimg']:g}), psi {p.truncation_psi:g}")

@@ -8,10 +8,10 @@ from ganops.training.loop import most_ranks, train
 def main(stage: Stage) -> None:
     """Trains, or continues what was begun, until train.total_kimg."""
     outputs = Outputs(
-        last=stage.path("last.safetensors"),
-        best=stage.path("best.safetensors"),
+        last=stage.path("models/last.safetensors"),
+        best=stage.path("models/best.safetensors"),
         best_folder=stage.path("models/best"),
-        state=stage.path("state.safetensors"),
+        state=stage.path("models/state.safetensors"),
         results=stage.path("metrics.json").parent,
     )
     train(stage.params, stage.path("shards"), stage.path("stats.npz"), outputs, stage.root)

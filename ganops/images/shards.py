@@ -16,21 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ganops.entry import progress
 from ganops.errors import DataError
 from ganops.files import atomic_path, remove_temporaries, sha256_file, write_json
+from ganops.images.shard_file import open_shard, write_shard
 from ganops.launch import rank, world_size
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
-PAGE_BYTES = 4096
-COPY_BYTES = 1 << 24  # written at a time
-# A fixed file format, so that the bytes do not follow h5py's version; from 1.10 on attributes may exceed 64 KiB,
-# which the names of many classes do.
-LIBVER = ("v110", "v110")
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,9 @@ def _digest(shards: tuple[Shard, ...]) -> str:
 class ShardWriter:
     """Writes a folder of shards and at last their index.json; without index.json there is no data set.
 
-    What an earlier writer left in the folder is removed first. Use it in a `with` block: when that is left without
-    `close()`, nothing stays behind. The pixels of the open shard wait in a temporary file, since a contiguous
-    dataset needs its length beforehand; so the disk must hold one shard more than the result.
+    What an earlier writer left in the folder is removed first. Use it in a `with` block: left without `close()`, nothing
+    stays behind. The pixels of the open shard wait in a temporary file, since a contiguous dataset needs its length
+    beforehand; so the disk must hold one shard more than the result.
     """
 
     def __init__(
@@ -226,7 +222,7 @@ class ShardWriter:
         }
         with _explained(self._folder):
             with atomic_path(path) as temporary:
-                _write_shard(temporary, images, np.concatenate(self._labels), attributes)
+                write_shard(temporary, images, np.concatenate(self._labels), attributes)
             self._shards.append(Shard(path.name, self._filled, sha256_file(path)))
             del images  # unmap before the file under it shrinks
             self._spool.seek(0)
@@ -240,7 +236,7 @@ def _explained(folder: Path) -> Iterator[None]:
     """Tells failures of the disk in the user's words."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: what h5py makes of a full disk
+    except (OSError, RuntimeError) as error:  # RuntimeError: of h5py
         raise DataError(f"{folder}: cannot write ({error}). Free or change the disk.") from None
 
 
@@ -248,25 +244,6 @@ def _write_all(file: FileIO, images: NDArray[np.uint8]) -> None:
     view = images.data.cast("B")
     while view:  # a raw file may take less than it is given
         view = view[file.write(view) :]
-
-
-def _write_shard(
-    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], attributes: dict[str, str | int]
-) -> None:
-    with h5py.File(path, "w", libver=LIBVER, alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
-        for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
-        for key, array, kind in (("images", images, h5py.h5t.STD_U8LE), ("labels", labels, h5py.h5t.STD_I64LE)):
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_layout(h5py.h5d.CONTIGUOUS)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            layout.set_obj_track_times(False)
-            space = h5py.h5s.create_simple(array.shape)
-            dataset = h5py.Dataset(h5py.h5d.create(file.id, key.encode(), kind, space, layout))
-            step = max(1, COPY_BYTES // array[0].nbytes)
-            for start in range(0, len(array), step):
-                dataset[start : start + step] = array[start : start + step]
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -359,42 +336,24 @@ def open_shards(folder: Path, verify: bool) -> Shards:
 
     Args:
         folder: with index.json and its shards.
-        verify: also compare the sha256 of each file, which reads everything once; of several ranks each takes its share.
+        verify: also compare the sha256 of each file, which reads everything once; ranks share the work.
     Raises:
         DataError: a file is missing, is not what index.json says, or cannot be memory-mapped.
     """
     index = read_index(folder)
     maps, labels = [], []
-    for number, shard in enumerate(index.shards):
+    shown = progress(index.shards, len(index.shards), "checking data", "shard") if verify else index.shards
+    for number, shard in enumerate(shown):
         path = folder / shard.name
         if not path.is_file():
             raise DataError(f"{path} not found, but {INDEX_NAME} lists it. Write {folder} again.")
         if verify and number % world_size() == rank() and sha256_file(path) != shard.sha256:
             raise DataError(f"{path}: sha256 differs from {INDEX_NAME}; the file was changed. Write {folder} again.")
-        images, shard_labels = _open_shard(path, (shard.count, index.channels, index.resolution, index.resolution))
+        images, shard_labels = open_shard(path, (shard.count, index.channels, index.resolution, index.resolution))
         if shard_labels.min() < 0 or shard_labels.max() >= max(1, index.num_classes):
             raise DataError(f"{path}: labels {shard_labels.min()}..{shard_labels.max()} outside the classes.")
         maps.append(images)
         labels.append(shard_labels)
-    all_labels = np.concatenate(labels)
-    all_labels.flags.writeable = False
-    return Shards(index, maps, all_labels)
-
-
-def _open_shard(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The memory-mapped images and the labels of one file; h5py's handle is closed again."""
-    try:
-        with h5py.File(path, "r") as file:
-            images, labels = file["images"], file["labels"]
-            if (images.shape, labels.shape) != (shape, shape[:1]) or (images.dtype, labels.dtype) != ("u1", "<i8"):
-                raise DataError(
-                    f"{path}: holds {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}, "
-                    f"but {INDEX_NAME} says uint8 {shape}. Write {path.parent} again."
-                )
-            offset = images.id.get_offset()
-            label_values = labels[:]
-    except (OSError, KeyError) as error:
-        raise DataError(f"{path}: not a whole shard ({error}). Write {path.parent} again.") from None
-    if offset is None or offset + int(np.prod(shape)) > path.stat().st_size:
-        raise DataError(f"{path}: its images do not lie in one piece. Write {path.parent} again.")
-    return np.asarray(np.memmap(path, np.uint8, "r", offset, shape)), label_values  # slices faster than a memmap
+    joined = np.concatenate(labels)
+    joined.flags.writeable = False
+    return Shards(index, maps, joined)

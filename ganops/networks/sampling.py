@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganops.distributed import make_generator
+from ganops.distributed import collect_in_order, make_generator
 from ganops.images.pixels import to_uint8
+from ganops.launch import rank, world_size
 from ganops.networks.stylegan2_generator import Generator
 
 CPU = torch.device("cpu")
@@ -78,6 +79,32 @@ def generate_images(
         noise = [make_generator(device, seed, "noise", index) for index in padded]
         img = G(z, c, truncation_psi, truncation_cutoff, noise_mode, noise)
         yield to_uint8(img)[: len(part)]
+
+
+def generate_in_ranks(
+    G: Generator,
+    seed: int,
+    labels: Tensor,
+    truncation_psi: float,
+    truncation_cutoff: int | None,
+    noise_mode: str,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """The first len(labels) images of a seeded sample, made by all ranks: the same bytes for any number of them.
+
+    Args: as for `generate_images`.
+    Yields:
+        uint8 [n, C, H, W] on the CPU, n <= batch_size, in order; on other ranks than the first nothing.
+    """
+    starts = range(0, len(labels), batch_size)
+
+    def draw(start: int) -> Tensor:
+        indices = range(len(labels))[start : start + batch_size]
+        part = labels[start : start + batch_size]
+        images = generate_images(G, seed, indices, part, truncation_psi, truncation_cutoff, noise_mode, batch_size)
+        return next(images).cpu()
+
+    yield from collect_in_order(map(draw, starts[rank() :: world_size()]), len(starts))
 
 
 def draw_classes(

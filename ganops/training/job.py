@@ -1,6 +1,7 @@
 """What a training job is made of, its stop signal, and what its files say of where they come from."""
 
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from ganops.launch import is_ended_by_launcher
 from ganops.training.measure import Yardstick
 from ganops.training.run import RunDirectory
 from ganops.training.state import TrainingState
+
+SAME_SIGNAL_SEC = 2.0  # when the parent dies, the kernel sends SIGTERM once for each thread that it had
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,16 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.since = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGTERM and time.monotonic() - self.since < SAME_SIGNAL_SEC:
+            return
         if self.signal:
             raise KeyboardInterrupt  # not Interrupted: in the middle of a step there is nothing whole to save
-        self.signal = number
+        self.signal, self.since = number, time.monotonic()
         if not is_ended_by_launcher():
             say(f"train: {signal.Signals(number).name}: will save and stop after this step; again to stop at once")
 

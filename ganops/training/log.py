@@ -7,6 +7,8 @@ import io
 import math
 import resource
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,8 @@ class RunLog:
         self.rows = [row for row in rows if int(row["nimg"]) <= tick_nimg]
         # Of states that are newer than the one continued from: kept in the run directory until they are trained again.
         self.later_rows = [row for row in rows if int(row["nimg"]) > tick_nimg]
-        self.writer = SummaryWriter(str(run_path / "tensorboard"), purge_step=nimg + 1)
+        threading.excepthook = _hide_tensorboard(threading.excepthook)
+        self.writer: SummaryWriter | None = SummaryWriter(str(run_path / "tensorboard"), purge_step=nimg + 1)
         self.bar = tqdm(
             total=end, initial=nimg, desc="train", unit="img", unit_scale=True, dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
@@ -93,7 +96,18 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        self._tell_tensorboard(SummaryWriter.close)
+
+    def _tell_tensorboard(self, what: Callable[[SummaryWriter], None]) -> None:
+        """Training does without TensorBoard once its file cannot be written."""
+        if self.writer is None:
+            return
+        try:
+            what(self.writer)
+        except OSError as error:
+            self.writer = None
+            folder = self.run_path / "tensorboard"
+            say(f"train: WARNING: {folder} cannot be written ({error}); training goes on without it")
 
     def add_row(self, row: dict[str, Any], seconds: float, started_nimg: int) -> None:
         """Writes a tick's row everywhere and says its status line.
@@ -105,10 +119,14 @@ class RunLog:
         """
         self.rows.append({name: _text(row[name]) for name in COLUMNS})
         self._write_history()
-        for name in COLUMNS[3:-2]:
-            if row[name] is not None:
-                self.writer.add_scalar(_TENSORBOARD.get(name, f"Progress/{name}"), row[name], row["nimg"])
-        self.writer.flush()
+
+        def add_scalars(writer: SummaryWriter) -> None:
+            for name in COLUMNS[3:-2]:
+                if row[name] is not None:
+                    writer.add_scalar(_TENSORBOARD.get(name, f"Progress/{name}"), row[name], row["nimg"])
+            writer.flush()
+
+        self._tell_tensorboard(add_scalars)
         done = row["nimg"] - started_nimg
         eta = seconds / done * (self.end - row["nimg"]) if done else 0.0
         line = (
@@ -148,6 +166,16 @@ class RunLog:
                 "best_kimg": float(best["kimg"]),
             }
         return summary
+
+
+def _hide_tensorboard(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A threading.excepthook without what TensorBoard's thread raises: the caller of its writer is told the same."""
+
+    def hook(args: Any) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            inner(args)
+
+    return hook
 
 
 def _table(rows: list[dict[str, Any]]) -> bytes:

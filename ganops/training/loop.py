@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ganops.config import Params
-from ganops.distributed import configure_numerics, deal, on_first_rank, select_device
+from ganops.distributed import check_agreement, configure_numerics, deal, on_first_rank, select_device
 from ganops.entry import say
 from ganops.errors import DamagedState, DataError, Diverged, Interrupted, RunError
 from ganops.images.dataset import iterate_batches
@@ -25,9 +25,9 @@ from ganops.training.run import (
     existing_best,
     good_state,
     open_run,
-    prune,
-    remove_later_states,
+    remove_later,
     run_identity,
+    write_best_index,
 )
 from ganops.training.saver import StateWriter
 from ganops.training.schedule import comes_due, end_nimg, intervals_passed
@@ -42,7 +42,16 @@ from ganops.training.state import (
     state_tensors,
 )
 from ganops.training.step import train_step
-from ganops.training.tick import Clock, announce, draw_picture, end_tick, environment, publish, publish_pictures
+from ganops.training.tick import (
+    Clock,
+    announce,
+    draw_picture,
+    end_tick,
+    environment,
+    prune_run,
+    publish,
+    publish_pictures,
+)
 from ganops.training.transfer import init_sha256, start_from
 
 
@@ -103,6 +112,10 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
         say(f"train: kimg {state.nimg / 1000:g} was reached before; nothing to train")
     else:
         announce_memory(state, params.train)
+        if state.nimg == 0 and init_from:
+            names = ", ".join(init_from["networks"])
+            rest = "" if "D" in init_from["networks"] else "; it holds no D, which starts from random weights"
+            say(f"train: {names} start from {params.train.init_from}, kimg {init_from['kimg']}{rest}")
         origin = f"continues at kimg {state.nimg / 1000:g}" if state.nimg else "starts"
         say(f"train: {origin}, ends at kimg {end / 1000:g}")
     log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end) if rank() == 0 else None
@@ -216,7 +229,7 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None) -> bool
 
     Between any two steps the state is whole, so it can be saved anywhere here.
     """
-    params, run = job.params, job.run
+    params = job.params
     batch_size, tick_kimg = params.train.batch_size, params.train.tick_kimg
     own = deal(micro_batches(params), rank(), world_size())
     part = range(own.start * params.train.batch_gpu, own.stop * params.train.batch_gpu)
@@ -236,7 +249,7 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None) -> bool
             if log is not None:
                 log.bar.update(batch_size)
             if writer.check():
-                prune(run, state.nimg, state.best, params.run.keep_states, params.run.keep_snapshots)
+                prune_run(job, state)
             job.stop.check_all()
         writer.finish()
     except Interrupted as error:
@@ -252,17 +265,20 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None) -> bool
 
 def _save(job: Job, state: TrainingState, writer: StateWriter) -> None:
     """Begins to save a state that can be trusted: not in the middle of a series of gradients that are not finite."""
+    check_agreement(state_tensors(state).values(), "state")
     if rank() == 0 and int(state.nonfinite_steps) == 0:
         writer.start(job.run.state_path(state.nimg), copy_state(state, job.provenance()))
 
 
 def _save_on_interruption(job: Job, state: TrainingState, writer: StateWriter) -> str:
+    check_agreement(state_tensors(state).values(), "state")
+
     def save() -> str:
         writer.finish()
         if int(state.nonfinite_steps):
             return "gradients are not finite at the moment, so the same command continues from the state before."
         save_state(job.run.state_path(state.nimg), state, job.provenance())
-        prune(job.run, state.nimg, state.best, job.params.run.keep_states, job.params.run.keep_snapshots)
+        prune_run(job, state)
         return f"the state at kimg {state.nimg / 1000:g} is saved, the same command continues from it."
 
     return on_first_rank(save)
@@ -293,7 +309,8 @@ def _roll_back(job: Job, state: TrainingState, error: Diverged) -> None:
             load_state(good, state)
             state.best = existing_best(job.run, state.best)
         state.retries = (*retries, Retry(failed, state.nimg, str(error)))
-        remove_later_states(job.run, state.nimg)
+        remove_later(job.run, state.nimg)
+        write_best_index(job.run, state.best)
         save_state(job.run.state_path(state.nimg), state, job.provenance())
 
     on_first_rank(load)

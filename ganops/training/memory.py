@@ -1,6 +1,7 @@
 """How much memory a step takes, found by trying: each phase once, on one micro-batch, without changing anything."""
 
 import gc
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -157,8 +158,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo").read_text()
-    return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
+    try:
+        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def possible_sizes(params: TrainParams) -> list[int]:
@@ -207,5 +210,7 @@ def _fits_gpu(state: TrainingState, params: TrainParams, batch_gpu: int) -> bool
 
 
 def _held_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

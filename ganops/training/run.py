@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ NUMERIC_MODULES = (
     "ganops.distributed",
     "ganops.images.dataset",
     "ganops.images.pixels",
+    "ganops.images.shard_file",
     "ganops.images.shards",
     "ganops.networks.layers",
     "ganops.networks.mapping",
@@ -179,15 +180,30 @@ def write_best_index(run: RunDirectory, best: tuple[Best, ...]) -> None:
     write_json(run.path / "best" / "index.json", entries)
 
 
-def prune(run: RunDirectory, nimg: int, best: tuple[Best, ...], keep_states: int, keep_snapshots: int) -> None:
+def prune(
+    run: RunDirectory,
+    nimg: int,
+    best: tuple[Best, ...],
+    keep_states: int,
+    keep_snapshots: int,
+    good: Collection[Path] = (),
+) -> None:
     """Removes all but the newest states and snapshots up to `nimg`, and snapshots that neither `best` nor a state names.
 
     After total_kimg was lowered there are later ones: the very last is kept, so that raising it again continues there.
+
+    Args:
+        run: the run directory.
+        nimg: images shown so far.
+        best: the present best snapshots.
+        keep_states: run.keep_states.
+        keep_snapshots: run.keep_snapshots.
+        good: states that are kept beside these, see `states_to_return_to`.
     """
     for folder, keep in ((run.states, keep_states), (run.path / "snapshots", keep_snapshots)):
         paths = sorted(folder.glob("[0-9]" * 9 + ".safetensors"))
         reached = [path for path in paths if int(path.stem) <= nimg]
-        for path in set(paths) - set(reached[-keep:]) - set(paths[-1:]):
+        for path in set(paths) - set(reached[-keep:]) - set(paths[-1:]) - set(good):
             path.unlink()
     named = {run.best_path(entry.nimg) for entry in best}
     for path in run.states.glob("[0-9]" * 9 + ".safetensors"):
@@ -198,28 +214,38 @@ def prune(run: RunDirectory, nimg: int, best: tuple[Best, ...], keep_states: int
             path.unlink()
 
 
+def due_states(run: RunDirectory, nimg: int, params: Params) -> list[Path]:
+    """States up to `nimg` that every uninterrupted run saves too, the newest first; not looked into."""
+    return [
+        path
+        for path in sorted(run.states.glob("[0-9]" * 9 + ".safetensors"), reverse=True)
+        if int(path.stem) <= nimg and comes_due(int(path.stem), params.train.batch_size, params.run.state_kimg)
+    ]
+
+
+def states_to_return_to(run: RunDirectory, tick_nimg: int, nimg: int, params: Params) -> list[Path]:
+    """What a roll-back may need, now or after the next tick: states of interruptions must not crowd it out."""
+    return [path for until in (tick_nimg, nimg) for path in due_states(run, until, params)[:1]]
+
+
 def good_state(run: RunDirectory, tick_nimg: int, params: Params) -> Path | None:
     """The newest whole state up to the last tick in which nothing was wrong; None if there is none but the first.
 
     Only of those that every uninterrupted run saves too, so that a roll-back does not depend on interruptions.
     """
-    due = [
-        path
-        for path in sorted(run.states.glob("[0-9]" * 9 + ".safetensors"), reverse=True)
-        if int(path.stem) <= tick_nimg and comes_due(int(path.stem), params.train.batch_size, params.run.state_kimg)
-    ]
-    for path in due:
+    for path in due_states(run, tick_nimg, params):
         with suppress(RunError):
             read_state(path)
             return path
     return None
 
 
-def remove_later_states(run: RunDirectory, nimg: int) -> None:
-    """Removes states of a course that is given up."""
-    for path in run.states.glob("[0-9]" * 9 + ".safetensors"):
-        if int(path.stem) > nimg:
-            path.unlink()
+def remove_later(run: RunDirectory, nimg: int) -> None:
+    """Removes states and snapshots of a course that is given up."""
+    for folder in (run.states, run.path / "snapshots"):
+        for path in folder.glob("[0-9]" * 9 + ".safetensors"):
+            if int(path.stem) > nimg:
+                path.unlink()
 
 
 def disk_bytes(path: Path) -> int:
@@ -233,8 +259,8 @@ def check_disk(run: RunDirectory, state_bytes: int, snapshot_bytes: int, params:
     Raises:
         RunError: the disk has no room for one more state.
     """
-    states = keep.keep_states + 2  # one that is being written, and the last of a longer run
-    best = params.keep_best * (keep.keep_states + 1) if params.metric_kimg else 0  # each state may name others
+    states = keep.keep_states + 4  # one that is being written, the last of a longer run, two to go back to
+    best = params.keep_best * (keep.keep_states + 3) if params.metric_kimg else 0  # each state may name others
     bound = states * state_bytes + (keep.keep_snapshots + 2 + best) * snapshot_bytes
     held, free = disk_bytes(run.path), shutil.disk_usage(run.path).free
     state, snapshot = format_bytes(state_bytes), format_bytes(snapshot_bytes)

@@ -31,11 +31,6 @@ class StateWriter:
         except BaseException as error:  # whatever it is, it belongs to the training thread
             self._error = error
 
-    @property
-    def busy(self) -> bool:
-        """Whether a state is being written, or waits to be checked."""
-        return self._thread is not None
-
     def check(self) -> bool:
         """Whether a state has become whole since the last call. Never waits.
 

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_counts: Sequence[int]) -> None:
-    """Trains on one batch in place and advances `state.nimg`. Never waits for the GPU.
+    """Trains on one batch in place and advances `state.nimg`. Reads nothing back from the GPU.
 
     Args:
         state: everything that changes.
@@ -179,7 +179,7 @@ class _Accumulator:
         (phase_loss.loss.mean() * (gain / self.micro_batches)).backward()  # type: ignore[no-untyped-call]
         row = {}
         for name, values in phase_loss.stats.items():
-            row[name] = torch.stack([torch.tensor(values.numel(), device=values.device), values.sum()])
+            row[name] = torch.stack([torch.full([], values.numel(), device=values.device), values.sum()])
         if phase_loss.w_mean is not None:
             row["w_mean"] = phase_loss.w_mean
         if phase_loss.pl_length_mean is not None:

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from ganops.training.job import Job, Outputs
 from ganops.training.log import RunLog, memory_gb
 from ganops.training.measure import measure_distance
 from ganops.training.pictures import draw_grid, draw_reals
-from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, write_best_index
+from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, states_to_return_to, write_best_index
 from ganops.training.schedule import comes_due, intervals_passed
-from ganops.training.state import Best, TrainingState, save_state, state_tensors
+from ganops.training.state import Best, TrainingState, read_state_metadata, save_state, state_tensors
 from ganops.training.step import tick_means
 
 
@@ -58,7 +59,7 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
         **means,
     }
     _check_health(state, train.max_nonfinite_steps, train.max_loss, means)
-    check_agreement([*state.G.parameters(), *state.D.parameters()], "weights")
+    check_agreement(state_tensors(state).values(), "state")
     if comes_due(state.nimg, train.batch_size, train.image_kimg):
         draw_picture(job, state, log)
     if yardstick is not None and comes_due(state.nimg, train.batch_size, train.metric_kimg):
@@ -119,7 +120,18 @@ def draw_picture(job: Job, state: TrainingState, log: RunLog | None) -> None:
         draw_grid(path, job.params.train, state.G_ema)
         log.add_picture(path)
     except OSError as error:
-        say(f"train: WARNING: {path} cannot be written ({error}); training goes on without this picture")
+        _say_lost(path, error)
+
+
+def _say_lost(path: Path, error: OSError) -> None:
+    say(f"train: WARNING: {path} cannot be written ({error}); training goes on without this picture")
+
+
+def prune_run(job: Job, state: TrainingState) -> None:
+    """Removes old states and snapshots; keeps what run.keep_* say, and what a roll-back would need."""
+    keep = job.params.run
+    good = states_to_return_to(job.run, state.tick_nimg, state.nimg, job.params)
+    prune(job.run, state.nimg, state.best, keep.keep_states, keep.keep_snapshots, good)
 
 
 def announce(job: Job, state: TrainingState) -> None:
@@ -135,23 +147,34 @@ def announce(job: Job, state: TrainingState) -> None:
     )
     sizes = [sum(t.nbytes for t in tensors) for tensors in (state_tensors(state).values(), state.G_ema.parameters())]
     say(check_disk(run, sizes[0], sizes[1], job.params.train, job.params.run))
-    draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+    try:
+        draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+    except OSError as error:
+        _say_lost(run.path / "reals.png", error)
 
 
 def publish_pictures(run: RunDirectory, log: RunLog, nimg: int) -> None:
     """Puts the run's pictures up to `nimg` where people look; DVC has emptied that place."""
     grids = [path for path in sorted((run.path / "grids").glob("*.png")) if int(path.stem) <= nimg // 1000]
     for path in (run.path / "reals.png", run.path / "layers.txt", *grids):
-        log.add_picture(path)
+        try:
+            log.add_picture(path)
+        except OSError as error:
+            _say_lost(path, error)
 
 
 def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     """Copies the final state and snapshots to DVC's outputs. Copies, never links: the cache must not share them."""
-    run, keep = job.run, job.params.run
+    run = job.run
     final = run.state_path(state.nimg)
-    if not final.exists():
+    # It may be there from an interruption within the last tick, which is complete only now.
+    if not final.exists() or read_state_metadata(final)["tick_nimg"] != state.nimg:
         save_state(final, state, job.provenance())
-    prune(run, state.nimg, state.best, keep.keep_states, keep.keep_snapshots)
+    prune_run(job, state)
+    if not (run.path / "reals.png").exists():  # lost at the start, but DVC expects it
+        draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+    for name in ("reals.png", "layers.txt"):
+        copy_file(run.path / name, outputs.results / name)
     copy_file(final, outputs.state)
     save_snapshot(outputs.last, state.G_ema, job.snapshot_metadata(state))
     for path in outputs.best_folder.glob("*"):  # of an earlier run outside DVC, which empties it itself

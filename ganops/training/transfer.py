@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ganops.config import FROM_SCRATCH, TrainParams
-from ganops.entry import say
 from ganops.errors import RunError
 from ganops.files import sha256_file
 from ganops.networks.snapshot import load_snapshot
@@ -48,12 +47,19 @@ def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[s
         WeightsError: neither a state nor a snapshot.
     """
     if is_state(path):
-        copy = read_state(path)
+        try:
+            copy = read_state(path)
+        except RunError as error:
+            raise RunError(f"train.init_from={path} cannot be used: {error}") from None
         _copy_weights(path, "G", copy.tensors, "G.", state.G.state_dict())
         _copy_weights(path, "G_ema", copy.tensors, "G_ema.", state.G_ema.state_dict())
         _copy_weights(path, "D", copy.tensors, "D.", state.D.state_dict())
-        say(f"train: starts from {path}: G, D and G_ema at kimg {copy.nimg / 1000:g}")
-        return {"kimg": copy.nimg / 1000, "run": copy.metadata["run"], "data_digest": copy.metadata["identity"]["data"]}
+        return {
+            "networks": ["G", "D", "G_ema"],
+            "kimg": copy.nimg / 1000,
+            "run": copy.metadata["run"],
+            "data_digest": copy.metadata["identity"]["data"],
+        }
     if D_freeze_blocks:
         raise RunError(
             f"train.D_freeze_blocks={D_freeze_blocks}, but {path} is a snapshot, without a discriminator to freeze. Name a "
@@ -63,10 +69,8 @@ def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[s
     weights = G.state_dict()
     _copy_weights(path, "G", weights, "", state.G.state_dict())
     _copy_weights(path, "G", weights, "", state.G_ema.state_dict())
-    say(
-        f"train: starts from {path}: G at kimg {metadata.get('kimg', '?')}. It holds no D, which starts from random weights"
-    )
-    return {key: metadata.get(key) for key in ("kimg", "run", "data_digest")}
+    # No D: a snapshot holds none, and D starts from random weights.
+    return {"networks": ["G", "G_ema"], **{key: metadata.get(key) for key in ("kimg", "run", "data_digest")}}
 
 
 def _copy_weights(

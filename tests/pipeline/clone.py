@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,41 @@ def trainers(clone: Clone) -> list[int]:
         if b"stages.train" in command and str(folder).startswith(str(clone.path)):
             found.append(int(entry.name))
     return found
+
+
+def survivors(clone: Clone) -> dict[int, str]:
+    """Commands of all processes that run in the clone or were started for it (DVC_ROOT), by process id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            inside = str((entry / "cwd").readlink()).startswith(str(clone.path))
+            if inside or str(clone.path).encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
+
+
+def ranks(clone: Clone) -> dict[int, int]:
+    """Rank -> process id, of the train stages that run in the clone as ranks."""
+    found = {}
+    for pid in trainers(clone):
+        try:
+            values = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for value in values:
+            if value.startswith(b"RANK="):
+                found[int(value.removeprefix(b"RANK="))] = pid
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def copy_project(target: Path) -> Clone:

@@ -1,5 +1,6 @@
 """params.yaml's schema: every mistake ends in one line that names the key."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from ganops.config import Params, load_params
+from ganops.entry import load_stage
 from ganops.errors import ParamsError
 
 ROOT = Path(__file__).parents[2]
@@ -112,3 +114,18 @@ def test_the_docs_table_is_the_schema() -> None:
     sections = {name: field.annotation for name, field in Params.model_fields.items()}
     expected = [f"{name}.{key}" for name, section in sections.items() if section for key in section.model_fields]
     assert listed == expected
+
+
+def test_a_start_file_may_have_the_name_of_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.init_from is a dep of the stage: its outputs are still found."""
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("init_from: presets/from_scratch", "init_from: data/start/state.safetensors")
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stage = load_stage("train")
+    assert stage.path("models/state.safetensors") == Path("models/state.safetensors")
+    assert Path("data/start/state.safetensors") in stage.paths

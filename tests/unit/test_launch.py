@@ -115,14 +115,21 @@ def cause(reports: list[Report], exits: dict[int, int], received: list[int] | No
 
 def test_the_cause_is_told_and_not_its_consequences() -> None:
     lost = report(0, "lost", "lost contact", time=1.0)
-    assert cause([lost, report(1, "error", "disk full", time=2.0)], {0: 1, 1: 1}) == "RunError: rank 1 on host: disk full"
-    assert cause([lost, report(1, "crash", "ZeroDivisionError: x")], {}) == "RunError: rank 1 on host: ZeroDivisionError: x"
+    assert (
+        cause([lost, report(1, "error", "disk full", time=2.0)], {0: 1, 1: 1}) == "RunError: rank 1 on host: disk full"
+    )
+    assert (
+        cause([lost, report(1, "crash", "ZeroDivisionError: x")], {})
+        == "RunError: rank 1 on host: ZeroDivisionError: x"
+    )
     assert cause([report(0, "error", "wrong data")], {0: 1, 1: -15}) == "RunError: wrong data"
     assert "rank 1 on " in cause([lost], {0: 1, 1: -9})
     assert "killed by SIGKILL (out of memory?" in cause([lost], {0: 1, 1: -9})
     assert "rank 2 on " in cause([lost], {0: -15, 1: -15, 2: -11})  # SIGTERM is how the launcher ends the others
     hung = report(0, "silent", "rank 1 has given no sign of life")
     assert cause([hung], {0: 1, 1: -9}) == "RunError: rank 1 has given no sign of life"  # killed because it hung
+    early = report(1, "silent", "rank 0 has given no sign of life")
+    assert "rank 0 on " in cause([early], {0: -9, 1: 1})  # it did not hang: it was the first to end
     assert cause([lost], {0: 1, 1: 1}) == "RunError: rank 0 on host: lost contact"
     assert cause([], {0: 3}) == "RunError: rank 0 ended with exit code 3"
 
@@ -138,6 +145,9 @@ def test_an_interruption_is_one() -> None:
 def test_reports_reach_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not write_report("error", "nobody listens", 1)
     monkeypatch.setenv(launch.REPORTS, str(tmp_path))
+    monkeypatch.setenv(launch.LAUNCHER, "1")
+    assert not write_report("error", "the launcher is gone", 1)
+    monkeypatch.setenv(launch.LAUNCHER, str(os.getppid()))
     monkeypatch.setenv("RANK", "3")
     assert write_report("error", "a message", 1)
     (found,) = read_reports(tmp_path)

@@ -21,7 +21,7 @@ from ganops.training.run import (
     good_state,
     open_run,
     prune,
-    remove_later_states,
+    remove_later,
     run_identity,
     write_best_index,
 )
@@ -221,7 +221,7 @@ def test_a_good_state_is_one_that_every_uninterrupted_run_has(tmp_path: Path) ->
     run.state_path(32).write_bytes(run.state_path(32).read_bytes()[:-1])
     assert good_state(run, 40, params) == run.state_path(16)
     assert good_state(run, 15, params) is None
-    remove_later_states(run, 16)
+    remove_later(run, 16)
     assert sorted(int(path.stem) for path in run.states.iterdir()) == [8, 16]
 
 
@@ -229,7 +229,7 @@ def test_disk_use_is_told_and_a_full_disk_refused(tmp_path: Path, monkeypatch: p
     run = make_run(tmp_path, nimgs=(8,))
     params = load_params(ROOT / "params.yaml")
     assert disk_bytes(run.path) >= run.state_path(8).stat().st_size
-    assert "at most 5.4 MB of models (a state is 1.0 MB, a snapshot 100 kB)" in check_disk(
+    assert "at most 8.0 MB of models (a state is 1.0 MB, a snapshot 100 kB)" in check_disk(
         run, 10**6, 10**5, params.train, params.run
     )
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))

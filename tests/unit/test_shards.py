@@ -148,8 +148,8 @@ def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_write_shard", fail)
-    with pytest.raises(DataError, match=r"cannot write \(.*No space left on device\)"):
+    monkeypatch.setattr(module, "write_shard", fail)
+    with pytest.raises(DataError, match=r"cannot write \(.*No space left on device.*\)"):
         write(tmp_path, *make_images(12))
     assert list(tmp_path.iterdir()) == []
 
