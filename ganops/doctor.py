@@ -312,6 +312,9 @@ def read_run(path: Path, root: Path, params: Params | None) -> Run:
         if params is not None:
             present = {"fresh": params.run.fresh, **params.train.model_dump()}
             asked = {"fresh": identity["fresh"], **identity["params"]}
+            asked.pop(
+                "init_from", None
+            )  # there by content, in params.yaml by name: cannot be compared without reading it
             values = all(present.get(key, value) == value for key, value in asked.items())
             keep = values and code
             what = f"{'present' if values else 'other'} values, {'present' if code else 'other'} code"

@@ -44,20 +44,6 @@ def test_sigkill_then_the_same_command(copy: Copy, finished: Clone, way: str) ->
     assert clone.kimgs() == finished.kimgs()
 
 
-def test_sigkill_at_many_moments(copy: Copy, finished: Clone) -> None:
-    """Directly on the stage, killed again and again, a little later each time."""
-    clone = copy()
-    start_over(clone)
-    for kill in range(4):
-        process = clone.start(sys.executable, "-m", "stages.train")
-        wait_for(lambda goal=300 * kill + 100: any(int(path.stem) >= goal for path in clone.states()), process)  # type: ignore[misc]
-        process.kill()
-        process.communicate()
-    clone.stage("train")
-    assert clone.models() == finished.models()
-    assert clone.kimgs() == finished.kimgs()
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_first_and_exit_non_zero(copy: Copy, finished: Clone, number: signal.Signals, code: int) -> None:
     clone = copy()
