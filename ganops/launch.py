@@ -252,14 +252,14 @@ def launch(name: str, params: Params, count: int, meeting: Meeting | None = None
         Interrupted: a signal came; the ranks have saved what could be saved.
         RunError: a rank failed; names it and its error. Also when the first node was interrupted, and this is another.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", str(params.run.cpu_threads))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or each lost connection shows its stack
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # the launcher's own tale of each failure, ten lines long
-    os.environ.setdefault("OMP_NUM_THREADS", str(params.run.cpu_threads))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or each lost connection shows its stack
     alone = meeting is None
     config = LaunchConfig(
         min_nodes=params.run.nodes,

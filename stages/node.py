@@ -26,9 +26,10 @@ def main() -> None:
         count = ranks_per_node(stage.params, meeting.most * stage.params.run.nodes)
         say(f"node: stage {stage.name}, {count} ranks, as node {meeting.node}")
         try:
-            if launch(stage.name, stage.params, count, meeting):
-                raise KeyboardInterrupt
+            late_signals = launch(stage.name, stage.params, count, meeting)
             say(f"node: stage {stage.name} has ended")
+            if late_signals:
+                raise KeyboardInterrupt
         except RunError as error:
             print(f"node: stage {stage.name}: {error}", file=sys.stderr, flush=True)
 
