@@ -1,11 +1,12 @@
 """Training by one rank and by two (gloo, one thread each) at the demo's values; and ways to add up gradients.
 
-`python -m bench.scaling`, about two minutes on two cores. Both train the same model: two micro-batches per step.
+`python -m bench.scaling`, about three minutes on two cores. Both train the same model: two micro-batches per step.
 """
 
 import multiprocessing
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
@@ -18,17 +19,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.report import report
 from bench.train import CLASS_COUNTS, random_batch
+from ganops import collectives
 from ganops.config import Params, TrainParams, load_params
-from ganops.distributed import configure_numerics, deal, joined_ranks, select_device, sum_gradients
+from ganops.distributed import configure_numerics, deal, joined_ranks, select_device
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
 from ganops.networks.sampling import one_hot
-from ganops.training.state import initial_state
+from ganops.training.state import build_networks, initial_state
 from ganops.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 5  # the best counts: other work on the machine only adds time
 STEPS = 16  # one period of r1_interval
+PASSES = 60  # of D for each way to add up, the median counts
+WHOLE = 1 << 40  # bytes of a bucket that holds everything
 
 
 def params_of(batch_gpu: int) -> Params:
@@ -70,32 +74,71 @@ def run_rank(rank: int, world: int, port: int, answers: "SimpleQueue[dict[str, f
         steps()
         found = {"step": best_seconds(steps, world) / STEPS}
         if world > 1:
-            found |= compare_sums(state.D, batch, world)
+            found |= {f"demo: {name}": value for name, value in compare_sums(state.D, batch).items()}
+            large = TrainParams.model_validate(train.model_dump() | {"channel_base": 4096, "channel_max": 256})
+            D = build_networks(large, prepare.resolution, prepare.channels, len(CLASS_COUNTS))[1]
+            found |= {f"large: {name}": value for name, value in compare_sums(D, batch).items()}
+            found["megabytes"] = parameter_bytes(D) / 1e6
     if rank == 0:
         answers.put(found)
 
 
-def compare_sums(D: torch.nn.Module, batch: Batch, world: int) -> dict[str, float]:
-    """Seconds of a forward and backward pass of D on the batch, its gradients added up in three ways."""
+def compare_sums(D: torch.nn.Module, batch: Batch) -> dict[str, float]:
+    """Seconds (median) of a forward and backward pass of D on the batch, its gradients added up in several ways.
+
+    The ways take turns, so that whatever else the machine does meets all of them alike.
+    """
     img, c = to_float(batch.images[:8]), one_hot(batch.labels[:8], len(CLASS_COUNTS))
     wrapped = DistributedDataParallel(D)
     parameters = list(D.parameters())
 
-    def passes(network: torch.nn.Module, add_up: Callable[[], None]) -> None:
-        for _ in range(STEPS):
-            network(img, c).sum().backward()
-            add_up()
-            D.zero_grad(set_to_none=True)
+    def backward(network: torch.nn.Module) -> None:
+        network(img, c).sum().backward()
 
     def one_by_one() -> None:
+        backward(D)
         for parameter in parameters:
             dist.all_reduce(parameter.grad)
 
     def flat() -> None:
-        sum_gradients([parameter.grad for parameter in parameters if parameter.grad is not None])
+        backward(D)
+        collectives.GradientSum(parameters).finish()
 
-    ways = {"none": (D, lambda: None), "flat": (D, flat), "one by one": (D, one_by_one), "DDP": (wrapped, lambda: None)}
-    return {name: best_seconds(lambda way=way: passes(*way), world) / STEPS for name, way in ways.items()}  # type: ignore[misc]
+    def overlapped() -> None:
+        gradients = collectives.GradientSum(parameters)
+        with gradients.last_backward():
+            backward(D)
+        gradients.finish()
+
+    def in_messages_of(size: int, way: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            collectives.BUCKET_BYTES = size
+            way()
+
+        return run
+
+    ways = {
+        "none": lambda: backward(D),
+        "one flat message after the backward pass": in_messages_of(WHOLE, flat),
+        "one message from the hooks": in_messages_of(WHOLE, overlapped),
+        "four messages after": in_messages_of(parameter_bytes(D) // 4, flat),
+        "four messages overlapped": in_messages_of(parameter_bytes(D) // 4, overlapped),
+        "one by one": one_by_one,
+        "DDP": lambda: backward(wrapped),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(PASSES):
+        for name, way in ways.items():
+            dist.barrier()
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+            D.zero_grad(set_to_none=True)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def parameter_bytes(network: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters())
 
 
 def measure(world: int) -> dict[str, float]:
@@ -119,14 +162,21 @@ def main() -> None:
     one, two = measure(1), measure(2)
     batch = params_of(16).train.batch_size
     rates = [batch / found["step"] for found in (one, two)]
-    ways = ", ".join(f"{name} {1000 * two[name]:.1f} ms" for name in ("none", "flat", "one by one", "DDP"))
+    ways = {
+        size: ", ".join(
+            f"{name.removeprefix(size)} {1000 * value:.1f} ms" for name, value in two.items() if name.startswith(size)
+        )
+        for size in ("demo: ", "large: ")
+    }
     report(
         "scaling",
         [
             f"load average at the start: {load:.1f}; best of {ROUNDS} rounds of {STEPS} steps; one thread per rank, gloo",
             f"the demo's networks, batch {batch} in two micro-batches: 1 rank {rates[0]:.0f} img/s, 2 ranks {rates[1]:.0f} "
             f"img/s: {rates[1] / rates[0]:.2f} times as fast, efficiency {100 * rates[1] / rates[0] / 2:.0f} %",
-            f"D forward and backward on 8 images by 2 ranks, gradients added up: {ways}",
+            f"D forward and backward on 8 images by 2 ranks, gradients added up; median of {PASSES}, the ways in turn: "
+            + ways["demo: "],
+            f"the same with 256 channels ({two['megabytes']:.0f} MB of gradients): " + ways["large: "],
         ],
     )
 

@@ -190,6 +190,7 @@ class RunParams(Section):
     cpu_threads: Positive
     workers: NotNegative
     deterministic: bool
+    data_on_gpu: Literal["auto", "always", "never"]
     state_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
     keep_states: Positive
     keep_snapshots: Positive

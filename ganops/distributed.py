@@ -1,4 +1,4 @@
-"""Devices, ranks, and seeds that are a pure function of what they are for.
+"""Devices, how ranks meet and watch over each other, and seeds that are a pure function of what they are for.
 
 Nothing in ganops keeps a random state: a generator is made where it is used, from (seed, what, where in
 training), so a resumed run draws what an uninterrupted one would have drawn, and any number of ranks draws the same.
@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,6 @@ from typing import TypeVar
 import threadpoolctl
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ganops.config import Params
@@ -135,7 +134,7 @@ def joined_ranks(stage: str, params: Params) -> Iterator[None]:
         _compare_ranks(stage, params, device)
         yield
         on_first_rank(lambda: None)  # which may have much to write yet, longer than a collective waits
-        with _contact():
+        with contact():
             dist.barrier()  # nobody leaves while another still needs it
         dist.destroy_process_group()  # only here: after a failure it might wait for the dead
     except LostContact as error:
@@ -241,7 +240,7 @@ def _compare_ranks(stage: str, params: Params, device: torch.device) -> None:
     }
     gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
     everybody: list[tuple[str, str, dict[str, str]]] = [("", "", {})] * world_size()
-    with _contact():
+    with contact():
         dist.all_gather_object(everybody, (socket.gethostname(), gpu, own))
     host, _, first = everybody[0]
     gpus = [(other_host, other_gpu) for other_host, other_gpu, _ in everybody]
@@ -259,79 +258,18 @@ def _compare_ranks(stage: str, params: Params, device: torch.device) -> None:
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
-    """Turns what torch raises when another rank is gone into one clear error; counts how often ranks have talked."""
+def contact() -> Iterator[None]:
+    """Turns what torch raises when another rank is gone into one clear error; counts how often ranks have talked.
+
+    Raises:
+        LostContact: what was raised within is a RuntimeError, as those of torch's collectives are.
+    """
     try:
         yield
         _talks[0] += 1
     except RuntimeError as error:  # gloo raises it, and dist.DistError is one
         text = str(error).split("\n")[0][:200]
         raise LostContact(f"lost contact with another rank ({text}). What was saved is whole.") from None
-
-
-def sum_over_ranks(tensor: Tensor) -> None:
-    """Adds up a tensor over all ranks, in place; each gets the same bits. Nothing without ranks."""
-    if world_size() > 1:
-        with _contact():
-            dist.all_reduce(tensor)
-
-
-def sum_gradients(gradients: Sequence[Tensor]) -> None:
-    """Adds up gradients over all ranks, in place, in one message.
-
-    One flat all-reduce per phase and not DistributedDataParallel: a phase may call a network several times and
-    differentiate twice, which DDP's hooks do not follow; measured in bench/scaling.py, it is no slower.
-    """
-    if world_size() == 1:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    sum_over_ranks(flat)
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(
-        list(gradients), [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
-    )
-
-
-def largest_over_ranks(value: int) -> int:
-    """The largest of the ranks' values."""
-    if world_size() == 1:
-        return value
-    tensor = torch.tensor(value, dtype=torch.int64)
-    with _contact():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return int(tensor)
-
-
-def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
-    """Gives every rank the tensors of rank 0, in place."""
-    if world_size() > 1:
-        with _contact(), torch.no_grad():
-            for tensor in tensors:
-                whole = tensor.contiguous()
-                dist.broadcast(whole, 0)
-                tensor.copy_(whole)
-
-
-def check_agreement(tensors: Iterable[Tensor], what: str) -> None:
-    """Compares an exact fingerprint of tensors (of 4 or 8 bytes an element) over all ranks.
-
-    Raises:
-        RunError: a rank's tensors differ from rank 0's: a broken machine, or a mistake in this program.
-    """
-    if world_size() == 1:
-        return
-    bits = {4: torch.int32, 8: torch.int64}
-    sums = [tensor.detach().contiguous().view(bits[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
-    own = torch.stack([total.cpu() for total in sums])
-    everybody = [torch.empty_like(own) for _ in range(world_size())]
-    with _contact():
-        dist.all_gather(everybody, own)
-    odd = [number for number, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
-    if odd:
-        raise RunError(
-            f"rank {odd[0]}: its {what} differs from rank 0's, which must never happen. Nothing of this was saved; check "
-            "that machine's memory and GPU, and start the same command again."
-        )
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
@@ -350,10 +288,10 @@ def on_first_rank(work: Callable[[], T]) -> T:
             with suppress(RuntimeError):
                 store.set(key, "")  # the others need not wait for more
             raise
-        with _contact():
+        with contact():
             store.set(key, pickle.dumps(result))  # type: ignore[arg-type]  # bytes are taken as they are
         return result
-    with _contact():
+    with contact():
         while not store.check([key]):
             time.sleep(POLL_SEC)
         found = store.get(key)
@@ -367,31 +305,3 @@ def _main_store() -> TCPStore:
     if not _stores:
         _stores.append(_open_store())
     return _stores[0]
-
-
-def collect_rounds(items: Iterator[T], total: int) -> Iterator[list[T]]:
-    """Brings together what the ranks have made, in order: item i is made by rank i % world_size().
-
-    Args:
-        items: this rank's items, in order.
-        total: how many items all ranks have together.
-    Yields:
-        One list per round, on every rank alike often: on rank 0 the next items in order (at most one of each rank), on
-        the others nothing.
-    """
-    ranks = world_size()
-    for start in range(0, total, ranks):
-        if ranks == 1:
-            yield [next(items)]
-            continue
-        mine = [next(items)] if start + rank() < total else []
-        gathered: list[list[T]] | None = [[]] * ranks if rank() == 0 else None
-        with _contact():
-            dist.gather_object(mine, gathered)
-        yield [item for part in gathered or [] for item in part]
-
-
-def collect_in_order(items: Iterator[T], total: int) -> Iterator[T]:
-    """`collect_rounds`, one item after the other: all of them on rank 0; on the others none, but run through it."""
-    for arrived in collect_rounds(items, total):
-        yield from arrived

@@ -17,6 +17,10 @@ class WeightsError(GanopsError):
     """A feature extractor's or a snapshot's weights are missing or not what they should be."""
 
 
+class OpsError(GanopsError):
+    """The CUDA kernels cannot be built or loaded."""
+
+
 class RunError(GanopsError):
     """A training run cannot start, continue or go on."""
 

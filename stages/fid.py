@@ -1,6 +1,7 @@
 """fid: data/samples and data/stats.npz -> results/fid.json."""
 
-from ganops.distributed import collect_in_order, select_device
+from ganops.collectives import collect_in_order
+from ganops.distributed import select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.errors import DataError
 from ganops.files import write_json

@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 
-from ganops.distributed import collect_in_order, select_device
+from ganops.collectives import collect_in_order
+from ganops.distributed import select_device
 from ganops.entry import Stage, progress, run_stage, say
 from ganops.errors import DataError
 from ganops.images.shards import open_shards

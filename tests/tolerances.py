@@ -13,6 +13,10 @@ TOLERANCES: dict[str, float] = {
     "golden_float64": 1e-10,
     # float32 against golden float32 numbers: rounding of 2^-24, summed over a dozen layers; measured up to 6e-6.
     "golden_float32": 1e-4,
+    # Gradients in float32 against golden ones. A sum of 6e-7 before a leaky ReLU that rounds to the other side of zero
+    # multiplies one pixel's gradient by five (found: one of 262,144 in D's first layer); measured up to 4e-4. What is
+    # exact about gradients is held in float64.
+    "golden_gradient_float32": 2e-3,
     # Golden filters are stored in float32, ours are rounded from float64 once: at most one unit in the last place.
     "filter_float32": 1.2e-7,
     # Fast op against its reference twin, both float64: other order of sums; measured up to 3e-15.

@@ -206,7 +206,7 @@ def _convert_all(
     if world_size() == 1:
         yield from _convert_here(source, chunks, conversion, workers)
         return
-    from ganops.distributed import collect_in_order  # not at the top: workers would wait seconds for torch
+    from ganops.collectives import collect_in_order  # not at the top: workers would wait seconds for torch
 
     own = _convert_here(source, chunks[rank() :: world_size()], conversion, workers)
     yield from collect_in_order(own, len(chunks))

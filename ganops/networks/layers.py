@@ -138,7 +138,7 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.activation_gain = ACTIVATION_GAINS[activation]
         self.weight_gain = self.activation_gain / (in_channels * kernel_size**2) ** 0.5
-        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H * up / down, W * up / down], times `gain`; x's dtype."""
@@ -188,19 +188,20 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.register_buffer("noise_const", draw_normal(resolution, resolution, rng=rng))
-        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
 
-    def forward(self, x: Tensor, w: Tensor, noise_mode: NoiseMode, rng: NoiseSource, gain: float = 1.0) -> Tensor:
+    def noise(self, count: int, mode: NoiseMode, rng: NoiseSource) -> Tensor | None:
+        """Of `count` images: [count, 1, resolution, resolution], or [resolution, resolution] for all; None = none."""
+        if mode == "random":
+            return draw_noise(count, self.resolution, self.noise_const.device, rng)
+        return self.noise_const if mode == "const" else None
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
         """[N, in_channels, H, W], [N, w_dim] -> [N, out_channels, H * up, W * up], times `gain`; x's dtype."""
         total_gain = ACTIVATION_GAINS["lrelu"] * gain
-        noise = None
-        if noise_mode == "random":
-            noise = draw_noise(len(x), self.resolution, x.device, rng)
-        elif noise_mode == "const":
-            noise = self.noise_const
         if noise is not None:
             noise = (noise * (self.noise_strength * total_gain)).to(x.dtype)
-        x = modulated_conv2d(
+        return modulated_conv2d(
             x,
             self.weight,
             self.affine(w),
@@ -210,9 +211,10 @@ class SynthesisLayer(nn.Module):
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
             gain=total_gain,
+            bias=(self.bias * total_gain).to(x.dtype),
+            activation="lrelu",
+            clamp=None if self.clamp is None else self.clamp * gain,
         )
-        clamp = None if self.clamp is None else self.clamp * gain
-        return bias_act(x, (self.bias * total_gain).to(x.dtype), activation="lrelu", gain=1.0, clamp=clamp)
 
 
 class ToRGB(nn.Module):
@@ -240,8 +242,7 @@ class ToRGB(nn.Module):
         """[N, in_channels, H, W], [N, w_dim] -> [N, img_channels, H, W], x's dtype."""
         # The gain belongs to the styles, so float16 sees numbers of the right size.
         styles = self.affine(w, gain=self.weight_gain)
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.clamp)
+        return modulated_conv2d(x, self.weight, styles, demodulate=False, bias=self.bias.to(x.dtype), clamp=self.clamp)
 
 
 def style_affine(w_dim: int, channels: int, rng: torch.Generator | None) -> Dense:

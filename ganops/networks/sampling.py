@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganops.distributed import collect_in_order, make_generator
+from ganops.collectives import collect_in_order
+from ganops.distributed import make_generator
 from ganops.images.pixels import to_uint8
 from ganops.launch import rank, world_size
 from ganops.networks.stylegan2_generator import Generator
@@ -40,7 +41,8 @@ def one_hot(labels: Tensor, c_dim: int) -> Tensor:
     """Labels [n] int64 -> c [n, c_dim] float32; [n, 0] for an unconditional network."""
     if c_dim == 0:
         return torch.zeros([len(labels), 0], device=labels.device)
-    return torch.nn.functional.one_hot(labels, c_dim).to(torch.float32)
+    # Not nn.functional.one_hot, which looks into the labels: on a GPU training would wait for that.
+    return (labels[:, None] == torch.arange(c_dim, device=labels.device)).to(torch.float32)
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.architecture = architecture
-        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
         self.from_rgb = None
         if img_channels:
             self.from_rgb = FromRGB(img_channels=img_channels, out_channels=in_channels, clamp=clamp, rng=rng)

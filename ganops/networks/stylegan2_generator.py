@@ -1,5 +1,6 @@
 """The StyleGAN2 generator, config-e and f by arguments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.num_convs = 2 if in_channels else 1
-        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+        self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
         self.const = None if in_channels else nn.Parameter(draw_normal(out_channels, resolution, resolution, rng=rng))
         self.skip = self.conv0_up = None
         if in_channels:
@@ -96,27 +97,31 @@ class SynthesisBlock(nn.Module):
                 rng=rng,
             )
 
+    def convolutions(self) -> list[SynthesisLayer]:
+        """In the order in which they run."""
+        return [layer for layer in (self.conv, self.conv0_up, self.conv1) if layer is not None]
+
     def forward(
-        self, x: Tensor | None, img: Tensor | None, ws: list[Tensor], noise_mode: NoiseMode, rng: NoiseSource
+        self, x: Tensor | None, img: Tensor | None, ws: Sequence[Tensor], noises: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         """Features [N, in_channels, r / 2, r / 2] and image so far -> features and image at this block's resolution r.
 
-        `ws` holds one [N, w_dim] per convolution and one for the image.
+        `ws` holds one [N, w_dim] per convolution and one for the image, `noises` one noise per convolution.
         """
         dtype = ws[0].dtype if self.dtype is None else self.dtype
         if self.const is not None and self.conv is not None:
             const = self.const.to(dtype)[None].expand(len(ws[0]), -1, -1, -1)
-            x = self.conv(fast_format(const), ws[0], noise_mode, rng)
+            x = self.conv(fast_format(const), ws[0], noises[0])
         elif x is not None and self.conv0_up is not None and self.conv1 is not None:
             x = x.to(dtype)
             if self.skip is not None:
                 # The sum of two independent halves keeps the variance.
                 y = self.skip(x, gain=0.5**0.5)
-                x = self.conv0_up(x, ws[0], noise_mode, rng)
-                x = y + self.conv1(x, ws[1], noise_mode, rng, gain=0.5**0.5)
+                x = self.conv0_up(x, ws[0], noises[0])
+                x = y + self.conv1(x, ws[1], noises[1], gain=0.5**0.5)
             else:
-                x = self.conv0_up(x, ws[0], noise_mode, rng)
-                x = self.conv1(x, ws[1], noise_mode, rng)
+                x = self.conv0_up(x, ws[0], noises[0])
+                x = self.conv1(x, ws[1], noises[1])
         assert x is not None
         if img is not None:
             img = upsample2d(img, self.resample_filter)
@@ -175,16 +180,24 @@ class SynthesisNetwork(nn.Module):
             [N, img_channels, resolution, resolution] in the dtype of the weights, about in [-1, 1].
         """
         assert ws.shape[1] == self.num_ws, ws.shape
+        # All noise is drawn before the first layer: a compiler can then take the layers as one piece.
+        noises = self._noises(len(ws), noise_mode, rng)
         split = ws.unbind(dim=1)
         x: Tensor | None = None
         img: Tensor | None = None
         first = 0
         for block in self.blocks.values():
             assert isinstance(block, SynthesisBlock)
-            x, img = block(x, img, split[first : first + block.num_convs + 1], noise_mode, rng)
-            first += block.num_convs
+            last = first + block.num_convs
+            x, img = block(x, img, split[first : last + 1], noises[first:last])
+            first = last
         assert img is not None
         return img
+
+    def _noises(self, count: int, mode: NoiseMode, rng: NoiseSource) -> list[Tensor | None]:
+        """Noise of all convolutions, drawn in their order."""
+        blocks = [block for block in self.blocks.values() if isinstance(block, SynthesisBlock)]
+        return [layer.noise(count, mode, rng) for block in blocks for layer in block.convolutions()]
 
 
 class Generator(nn.Module):

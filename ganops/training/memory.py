@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ganops.collectives import largest_over_ranks
 from ganops.config import TrainParams
-from ganops.distributed import largest_over_ranks, make_generator
+from ganops.distributed import make_generator
 from ganops.entry import say
 from ganops.errors import RunError
 from ganops.files import format_bytes
@@ -49,15 +51,26 @@ def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
     for phase, run in _phases(state, params, batch_gpu):
         _start_measuring(state.device)
         try:
-            run()
-            if world_size() > 1:  # the message to the other ranks
-                gradients = [p.grad for net in (state.G, state.D) for p in net.parameters() if p.grad is not None]
-                torch.cat([gradient.reshape(-1) for gradient in gradients])
+            network = state.G if phase.startswith("G") else state.D
+            if world_size() > 1:  # then the flat tensor is there while the backward pass runs, otherwise after it
+                message = _flat_gradients(network)
+                run()
+                del message
+            else:
+                run()
+                if state.device.type == "cuda":
+                    _flat_gradients(network)
         finally:
             state.G.zero_grad(set_to_none=True)
             state.D.zero_grad(set_to_none=True)
         peaks.append(Peak(phase, _peak_bytes(state.device)))
     return max(peaks, key=lambda peak: peak.bytes)
+
+
+def _flat_gradients(network: nn.Module) -> Tensor:
+    """As much memory as `GradientSum` takes."""
+    parameters = list(network.parameters())
+    return torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
 
 
 def _phases(state: TrainingState, params: TrainParams, n: int) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -116,8 +129,8 @@ def _peak_bytes(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def announce_memory(state: TrainingState, params: TrainParams) -> None:
-    """Says before the first step how much memory a step will take.
+def announce_memory(state: TrainingState, params: TrainParams) -> Peak:
+    """Says before the first step how much memory a step will take, and returns it.
 
     Raises:
         RunError: train.batch_gpu does not fit into the GPU; names the largest that does.
@@ -144,6 +157,44 @@ def announce_memory(state: TrainingState, params: TrainParams) -> None:
         f"train: memory: {peak.phase} on {params.batch_gpu} images takes the most, {format_bytes(most)} "
         f"of {_describe(state.device)}"
     )
+    return Peak(peak.phase, most)
+
+
+def place_images(
+    choice: Literal["auto", "always", "never"], image_bytes: int, peak: Peak, device: torch.device
+) -> bool:
+    """Whether all images go into the GPU's memory, the same on every rank; says in one line what is done and why.
+
+    A tenth of the memory stays free: for fragmentation, other programs, and the extractor when a distance is measured.
+
+    Args:
+        choice: run.data_on_gpu.
+        image_bytes: of all images.
+        peak: what a step takes, see `announce_memory`.
+        device: of the state.
+    Raises:
+        RunError: `always`, but the device is a CPU or they do not fit.
+    """
+    images, setting = format_bytes(image_bytes), f"run.data_on_gpu={choice}"
+    if device.type != "cuda":
+        if choice == "always":
+            raise RunError(f"{setting}, but training runs on a CPU. Set run.data_on_gpu: auto.")
+        say(f"train: images: batches are read from the shards; the device is a CPU ({setting})")
+        return False
+    if choice == "never":
+        say(f"train: images: batches are read from the shards and copied to the GPU ({setting})")
+        return False
+    usable = free_bytes(device) + torch.cuda.memory_reserved(device)
+    sizes = (
+        f"{images} of images beside the {format_bytes(peak.bytes)} of a step into the {format_bytes(usable)} of the GPU"
+    )
+    if largest_over_ranks(int(image_bytes + peak.bytes > SHARE * usable)):
+        if choice == "always":
+            raise RunError(f"{setting}, but {sizes} do not fit ({SHARE:.0%} may be filled). Set run.data_on_gpu: auto.")
+        say(f"train: images: batches are read from the shards and copied to the GPU; {sizes} do not fit ({setting})")
+        return False
+    say(f"train: images: all of them go to the GPU; {sizes} fit ({setting})")
+    return True
 
 
 def _describe(device: torch.device) -> str:

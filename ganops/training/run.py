@@ -52,6 +52,7 @@ TIMING_KEYS = frozenset(
 # Rooms and modules whose code changes numbers. ganops.metrics is exempt: it measures, and values measured in training
 # carry its digest. The others that training imports write files and lines (a test holds this list complete).
 NUMERIC_MODULES = (
+    "ganops.collectives",
     "ganops.distributed",
     "ganops.images.dataset",
     "ganops.images.pixels",
@@ -66,6 +67,7 @@ NUMERIC_MODULES = (
     "ganops.ops.conv2d_resample",
     "ganops.ops.modulated_conv2d",
     "ganops.ops.upfirdn2d",
+    "ganops.training.batches",
     "ganops.training.ema",
     "ganops.training.loop",
     "ganops.training.losses",
@@ -77,9 +79,11 @@ NUMERIC_MODULES = (
 
 
 def code_digests(modules: tuple[str, ...] = NUMERIC_MODULES) -> dict[str, str]:
-    """sha256 of each module's source file."""
+    """sha256 of each module's source file, and of the CUDA kernels'."""
     root = Path(__file__).parents[2]
-    return {name: sha256_file(root / (name.replace(".", "/") + ".py")) for name in modules}
+    digests = {name: sha256_file(root / (name.replace(".", "/") + ".py")) for name in modules}
+    kernels = sorted((root / "ganops" / "ops" / "csrc").iterdir())
+    return digests | {f"ganops.ops.csrc.{path.name}": sha256_file(path) for path in kernels}
 
 
 def digest(value: Any) -> str:

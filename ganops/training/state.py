@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ganops.collectives import broadcast_tensors
 from ganops.config import TrainParams
-from ganops.distributed import broadcast_tensors, make_generator, on_first_rank
+from ganops.distributed import make_generator, on_first_rank
 from ganops.errors import DamagedState, RunError
 from ganops.files import atomic_path
 from ganops.networks.stylegan2_discriminator import Discriminator
@@ -148,14 +149,18 @@ def initial_state(
 
 
 def make_adam(network: nn.Module, values: AdamValues) -> torch.optim.Adam:
-    """Adam over all parameters of `network`, its moments allocated, so that a fresh state has all its tensors."""
+    """Adam over all parameters of `network`, its moments allocated, so that a fresh state has all its tensors.
+
+    On CUDA one fused kernel, which counts steps on the device; a state of one device can be loaded on the other.
+    """
     parameters = list(network.parameters())
+    fused = parameters[0].is_cuda
     optimizer = torch.optim.Adam(
-        parameters, lr=values.lr, betas=(values.beta1, values.beta2), eps=values.eps, foreach=True
+        parameters, lr=values.lr, betas=(values.beta1, values.beta2), eps=values.eps, foreach=not fused, fused=fused
     )
     for parameter in parameters:
         optimizer.state[parameter] = {
-            "step": torch.zeros([]),
+            "step": torch.zeros([], device=parameter.device if fused else "cpu"),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }

@@ -6,17 +6,19 @@ micro-batch), and what is logged or averaged is added up in the order of micro-b
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from ganops.collectives import GradientSum, sum_over_ranks
 from ganops.config import TrainParams
-from ganops.distributed import deal, derive_seed, make_generator, sum_gradients, sum_over_ranks
+from ganops.distributed import deal, derive_seed, make_generator
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
 from ganops.launch import rank, world_size
 from ganops.networks.sampling import one_hot
+from ganops.training.batches import to_device
 from ganops.training.ema import update_ema
 from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
 from ganops.training.schedule import adam_values, ema_beta, lr_factor, phase_is_due
@@ -31,7 +33,8 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
     Args:
         state: everything that changes.
         params: section `train`.
-        batch: uint8 images [n, C, H, W] and their labels, on the CPU: those of this rank's micro-batches, in order.
+        batch: uint8 images [n, C, H, W] and their labels, at best on the state's device: those of this rank's
+            micro-batches, in order.
         class_counts: the empirical law that labels of fakes are drawn by.
     """
     set_learning_rates(state, params)
@@ -74,20 +77,19 @@ def without_gradients(network: nn.Module) -> Iterator[None]:
 
 def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
     """G against D. Returns whether a gradient was not finite, like each phase."""
-    losses = _Accumulator(state, params)
+    losses = _Accumulator(state, params, state.G)
     with without_gradients(state.D):
         for index in own_micro_batches(params):
             latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
             rng = make_generator(state.device, random_stream(state, params), "Gmain", "noise", state.nimg, index)
             losses.add(index, gmain_loss(state.G, state.D, latents, "random", rng), gain=1.0)
-    losses.finish()
-    return _apply(state, state.G, state.G_opt, "G_grad_norm")
+    return _apply(state, losses.finish(), state.G_opt, "G_grad_norm")
 
 
 def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
     """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
     count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
-    losses = _Accumulator(state, params)
+    losses = _Accumulator(state, params, state.G)
     for index in own_micro_batches(params):
         latents = draw_latents(state, params, "Gpl", index, count, class_counts)
         rng = make_generator(state.device, random_stream(state, params), "Gpl", "noise", state.nimg, index)
@@ -97,30 +99,27 @@ def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[
             state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng
         )
         losses.add(index, phase_loss, gain=float(params.pl_interval))
-    losses.finish()
-    return _apply(state, state.G, state.G_opt, None)
+    return _apply(state, losses.finish(), state.G_opt, None)
 
 
 def dmain_phase(
     state: TrainingState, params: TrainParams, class_counts: Sequence[int], reals: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """D on fakes and reals."""
-    losses = _Accumulator(state, params)
+    losses = _Accumulator(state, params, state.D)
     for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
         latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, class_counts)
         rng = make_generator(state.device, random_stream(state, params), "Dmain", "noise", state.nimg, index)
         losses.add(index, dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng), gain=1.0)
-    losses.finish()
-    return _apply(state, state.D, state.D_opt, "D_grad_norm")
+    return _apply(state, losses.finish(), state.D_opt, "D_grad_norm")
 
 
 def dr1_phase(state: TrainingState, params: TrainParams, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
     """R1 penalty of D on the step's reals, `r1_interval` times as strong since it runs so much more rarely."""
-    losses = _Accumulator(state, params)
+    losses = _Accumulator(state, params, state.D)
     for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
         losses.add(index, dr1_loss(state.D, real_img, real_c, params.r1_gamma), gain=float(params.r1_interval))
-    losses.finish()
-    return _apply(state, state.D, state.D_opt, None)
+    return _apply(state, losses.finish(), state.D_opt, None)
 
 
 def real_micro_batch(
@@ -131,12 +130,12 @@ def real_micro_batch(
     `index` is its number within the step's batch, `place` among those that `batch` holds.
     """
     part = slice(place * params.batch_gpu, (place + 1) * params.batch_gpu)
-    img = to_float(batch.images[part].to(state.device, non_blocking=True))
+    img = to_float(to_device(batch.images[part], state.device))
     if params.xflip:
         rng = make_generator(CPU, random_stream(state, params), "xflip", state.nimg, index)
-        flip = torch.randint(2, [params.batch_gpu, 1, 1, 1], generator=rng).to(state.device, torch.bool)
+        flip = to_device(torch.randint(2, [params.batch_gpu, 1, 1, 1], generator=rng).to(torch.bool), state.device)
         img = torch.where(flip, img.flip(3), img)
-    return img, one_hot(batch.labels[part].to(state.device, non_blocking=True), state.G.c_dim)
+    return img, one_hot(to_device(batch.labels[part], state.device), state.G.c_dim)
 
 
 def draw_latents(
@@ -156,9 +155,9 @@ def draw_latents(
     z_mixed, cutoff = None, None
     if torch.rand([], generator=rng) < params.style_mixing_prob:
         cutoff = int(torch.randint(1, state.G.num_ws, [], generator=rng))
-        z_mixed = torch.randn([count, params.z_dim], generator=rng).to(state.device)
-    c = one_hot(labels.to(state.device), state.G.c_dim)
-    return Latents(z.to(state.device), c, z_mixed, cutoff)
+        z_mixed = to_device(torch.randn([count, params.z_dim], generator=rng), state.device)
+    c = one_hot(to_device(labels, state.device), state.G.c_dim)
+    return Latents(to_device(z, state.device), c, z_mixed, cutoff)
 
 
 class _Accumulator:
@@ -168,15 +167,18 @@ class _Accumulator:
     fills its own rows: added up over the ranks it is the same, bit for bit, for any number of them.
     """
 
-    def __init__(self, state: TrainingState, params: TrainParams) -> None:
+    def __init__(self, state: TrainingState, params: TrainParams, network: nn.Module) -> None:
         self.state = state
         self.params = params
+        self.gradients = GradientSum(network.parameters())
         self.micro_batches = params.batch_size // params.batch_gpu
         self.rows: dict[int, dict[str, Tensor]] = {}
 
     def add(self, index: int, phase_loss: PhaseLoss, gain: float) -> None:
         """Backpropagates the mean loss of micro-batch `index`, as its share of the batch."""
-        (phase_loss.loss.mean() * (gain / self.micro_batches)).backward()  # type: ignore[no-untyped-call]
+        loss = phase_loss.loss.mean() * (gain / self.micro_batches)
+        with self.gradients.last_backward() if index == own_micro_batches(self.params)[-1] else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
         row = {}
         for name, values in phase_loss.stats.items():
             row[name] = torch.stack([torch.full([], values.numel(), device=values.device), values.sum()])
@@ -186,8 +188,13 @@ class _Accumulator:
             row["pl_length_mean"] = phase_loss.pl_length_mean.reshape(1)
         self.rows[index] = row
 
-    def finish(self) -> None:
-        """Adds up the table; moves w_avg and pl_mean once per phase, by their means over all micro-batches."""
+    def finish(self) -> list[Tensor]:
+        """Adds up gradients and the table; moves w_avg and pl_mean once per phase, by their means over all micro-batches.
+
+        Returns:
+            What all gradients lie in, see `GradientSum.finish`.
+        """
+        gradients = self.gradients.finish()
         first = next(iter(self.rows.values()))
         sizes = [value.numel() for value in first.values()]
         table = torch.zeros([self.micro_batches, sum(sizes)], dtype=torch.float64, device=self.state.device)
@@ -205,15 +212,15 @@ class _Accumulator:
                 for total in column:
                     old = self.state.sums.get(name)
                     self.state.sums[name] = total.clone() if old is None else old + total
+        return gradients
 
 
-def _apply(state: TrainingState, network: nn.Module, optimizer: torch.optim.Adam, norm_name: str | None) -> Tensor:
+def _apply(state: TrainingState, gradients: list[Tensor], optimizer: torch.optim.Adam, norm_name: str | None) -> Tensor:
     """One Adam step by all ranks' gradients. NaN counts as 0 and infinity as 1e5, but the caller learns of it.
 
+    `gradients` are those of the optimizer's parameters, or one tensor that they all lie in.
     Source of the two numbers: the StyleGAN2-ADA training loop. The norm is infinite or NaN if any gradient is.
     """
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    sum_gradients(gradients)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     nonfinite = ~torch.isfinite(norm)
     if norm.device.type == "cuda" or nonfinite:  # asking the GPU would wait for it; on finite numbers this is identity

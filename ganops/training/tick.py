@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ganops.distributed import check_agreement
+from ganops.collectives import check_agreement
 from ganops.entry import say
 from ganops.errors import Diverged
 from ganops.files import copy_file, format_bytes, write_bytes

@@ -16,6 +16,8 @@ TRAINING_WITHOUT_NUMBERS = {
     "ganops.files",
     "ganops.networks.snapshot",
     "ganops.networks.table",
+    "ganops.ops._build",
+    "ganops.ops.kernels",
     "ganops.training.job",
     "ganops.training.log",
     "ganops.training.measure",
