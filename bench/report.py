@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def report(name: str, lines: list[str]) -> None:
 
 
 def machine() -> list[str]:
-    """What the figures were measured on: processor, cores, GPU, versions. No host name."""
+    """What the figures were measured on: processor, cores, GPU, versions, commit. No host name."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     cpu = found[1].strip() if found else platform.machine()
@@ -34,4 +35,17 @@ def machine() -> list[str]:
     return [
         f"machine: {cpu}, {os.cpu_count()} cores, {gpu}",
         f"versions: Python {platform.python_version()}, torch {torch.__version__}",
+        f"code: {commit()}",
     ]
+
+
+def commit() -> str:
+    """Of this repository, and whether files that git follows were changed since; for a copy without git, that."""
+    root = Path(__file__).parents[1]
+    found = [
+        subprocess.run(["git", *command.split()], cwd=root, capture_output=True, text=True, check=False)
+        for command in ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no")
+    ]
+    if any(result.returncode for result in found):
+        return "a copy without git"
+    return f"commit {found[0].stdout.strip()}" + (" with changes" if found[1].stdout.strip() else "")

@@ -191,6 +191,8 @@ class RunParams(Section):
     workers: NotNegative
     deterministic: bool
     data_on_gpu: Literal["auto", "always", "never"]
+    ops: Literal["auto", "cuda", "reference"]
+    compile: Literal["none", "main"]
     state_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
     keep_states: Positive
     keep_snapshots: Positive

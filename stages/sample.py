@@ -12,6 +12,7 @@ from ganops.images.shards import ShardWriter
 from ganops.launch import rank
 from ganops.networks.sampling import MAX_ROWS, draw_classes, draw_truncation_sweep, generate_in_ranks, image_labels
 from ganops.networks.snapshot import load_snapshot
+from ganops.ops.kernels import choose_ops
 
 
 def main(stage: Stage) -> None:
@@ -19,6 +20,7 @@ def main(stage: Stage) -> None:
     p, run = stage.params.sample, stage.params.run
     device = select_device(run.device, run.cpu_threads)
     configure_numerics(tf32=False, deterministic=run.deterministic)
+    choose_ops(run.ops, device)
     path = stage.path(f"{p.snapshot}.safetensors")
     G, metadata = load_snapshot(path)
     G = G.to(device).eval().requires_grad_(False)

@@ -15,5 +15,4 @@ def update_ema(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
     """
     averages = [parameter.detach() for parameter in G_ema.parameters()]
     torch._foreach_lerp_(averages, [parameter.detach() for parameter in G.parameters()], 1.0 - beta)
-    for average, buffer in zip(G_ema.buffers(), G.buffers(), strict=True):
-        average.copy_(buffer)
+    torch._foreach_copy_(list(G_ema.buffers()), list(G.buffers()))

@@ -15,7 +15,9 @@ from ganops.errors import DamagedState, DataError, Diverged, Interrupted, RunErr
 from ganops.images.dataset import Batch, iterate_batches
 from ganops.images.shards import ShardIndex, open_shards
 from ganops.launch import local_world_size, rank, world_size
+from ganops.ops.kernels import choose_ops
 from ganops.training.batches import device_batches, gather_batches, load_images
+from ganops.training.compiled import compile_networks
 from ganops.training.job import Job, Outputs, StopSignal
 from ganops.training.log import RunLog
 from ganops.training.measure import load_yardstick
@@ -93,6 +95,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     if params.train.precision == "float16" and device.type != "cuda":
         raise RunError("train.precision=float16 needs a CUDA device. Use bfloat16 or float32 on a CPU.")
     configure_numerics(params.train.tf32, params.run.deterministic)
+    choose_ops(params.run.ops, device)
     shards = open_shards(shards_path, verify=True)
     check_data(params, shards.index)
     yardstick = None
@@ -108,7 +111,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     state, init_from = _find_state(params, shards.index, run, end, device)
     job = Job(params, shards, run, yardstick, stop, end, init_from)
     if rank() == 0:
-        check_environment(run.path, environment(device))
+        check_environment(run.path, environment(device, params.run.compile))
         announce(job, state)
     images = None
     if state.nimg >= end:
@@ -118,6 +121,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
         size = shards.index.num_images * shards.index.channels * shards.index.resolution**2
         if place_images(params.run.data_on_gpu, size, peak, device):
             images = load_images(shards, device)
+        compile_networks(state.G, state.D, params.run.compile)
         if state.nimg == 0 and init_from:
             names = ", ".join(init_from["networks"])
             rest = "" if "D" in init_from["networks"] else "; it holds no D, which starts from random weights"

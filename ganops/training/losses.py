@@ -93,7 +93,7 @@ def gpl_loss(
     Source: Karras et al. 2020, section 3.2 and equation 4; the constants as in the released code.
     """
     ws, w_mean = map_latents(G, latents)
-    img = G.synthesis(ws, noise_mode, rng)
+    img = G.synthesis.forward(ws, noise_mode, rng)  # never compiled: is differentiated twice
     lengths = path_lengths(img, ws, pl_noise)
     target = pl_mean + pl_decay * (lengths.mean() - pl_mean)
     penalty = (lengths - target).square()
@@ -143,7 +143,7 @@ def dmain_loss(
 def dr1_loss(D: Discriminator, real_img: Tensor, real_c: Tensor, r1_gamma: float) -> PhaseLoss:
     """R1 regularisation: r1_gamma / 2 * |gradient of D at real images|^2. `real_img` need not require grad."""
     real_img = real_img.detach().requires_grad_()
-    real_logits = D(real_img, real_c)
+    real_logits = D.forward(real_img, real_c)  # never compiled: is differentiated twice
     penalty = r1_penalty(real_img, real_logits)
     loss = penalty * (r1_gamma / 2)
     stats = {

@@ -68,6 +68,7 @@ NUMERIC_MODULES = (
     "ganops.ops.modulated_conv2d",
     "ganops.ops.upfirdn2d",
     "ganops.training.batches",
+    "ganops.training.compiled",
     "ganops.training.ema",
     "ganops.training.loop",
     "ganops.training.losses",
@@ -285,7 +286,9 @@ def check_environment(path: Path, environment: dict[str, str]) -> None:
     if file.exists():
         old = json.loads(file.read_text())
         changed = [
-            f"{key} {old.get(key)} -> {environment[key]}" for key in environment if old.get(key) != environment[key]
+            f"{key} {old[key]} -> {environment[key]}"
+            for key in environment
+            if old.get(key, environment[key]) != environment[key]
         ]
         if changed:
             say(f"train: WARNING: this run continues under {', '.join(changed)}: equal to rounding, not bit for bit")

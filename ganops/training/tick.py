@@ -15,6 +15,7 @@ from ganops.files import copy_file, format_bytes, write_bytes
 from ganops.launch import rank, world_size
 from ganops.networks.snapshot import save_snapshot
 from ganops.networks.table import describe_networks
+from ganops.ops.kernels import use_kernels
 from ganops.training.job import Job, Outputs
 from ganops.training.log import RunLog, memory_gb
 from ganops.training.measure import measure_distance
@@ -143,7 +144,7 @@ def announce(job: Job, state: TrainingState) -> None:
     ranks = f"{world_size()} ranks, " if world_size() > 1 else ""
     say(
         f"train: {index.num_images} images {index.channels}x{index.resolution}x{index.resolution}, "
-        f"{index.num_classes or 'no'} classes, on {ranks}{environment(state.device)['device']}"
+        f"{index.num_classes or 'no'} classes, on {ranks}{device_name(state.device)}"
     )
     sizes = [sum(t.nbytes for t in tensors) for tensors in (state_tensors(state).values(), state.G_ema.parameters())]
     say(check_disk(run, sizes[0], sizes[1], job.params.train, job.params.run))
@@ -192,11 +193,17 @@ def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     say(f"train: {run.path} holds {format_bytes(disk_bytes(run.path))}")
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def environment(device: torch.device, compiled: str) -> dict[str, str]:
+    """What a run's bits depend on beside its identity."""
     return {
         "torch": torch.__version__,
-        "device": name,
+        "device": device_name(device),
         "threads": str(torch.get_num_threads()),
         "ranks": str(world_size()),
+        "kernels": str(use_kernels(torch.empty(0, device=device))),
+        "compile": compiled,
     }

@@ -1,0 +1,30 @@
+"""torch.compile of the networks (`run.compile`).
+
+The main phases call the networks, which then run compiled; the regularisers call `forward`, which stays as it is:
+differentiating a compiled network twice is refused by torch. Compiling a whole regulariser with its derivative works,
+but torch 2.15 then gives zeros to parameters that get no gradient in eager mode, for which Adam would take a step; and
+on a CPU it was slower (docs/numerics.md).
+"""
+
+from typing import Literal
+
+from ganops.entry import say
+from ganops.networks.stylegan2_discriminator import Discriminator
+from ganops.networks.stylegan2_generator import Generator
+
+CompileMode = Literal["none", "main"]
+
+
+def compile_networks(G: Generator, D: Discriminator, mode: CompileMode) -> None:
+    """Has torch compile what the phases Gmain and Dmain call, at their first calls; results change by rounding only.
+
+    Args:
+        G: its synthesis is compiled; the mapping is too small to gain.
+        D: is compiled.
+        mode: "none" does nothing.
+    """
+    if mode == "none":
+        return
+    say("train: torch compiles the networks in the first steps (run.compile: main); that takes minutes without a line")
+    G.synthesis.compile()
+    D.compile()
