@@ -42,10 +42,13 @@ def machine() -> list[str]:
 def commit() -> str:
     """Of this repository, and whether files that git follows were changed since; for a copy without git, that."""
     root = Path(__file__).parents[1]
-    found = [
-        subprocess.run(["git", *command.split()], cwd=root, capture_output=True, text=True, check=False)
-        for command in ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no")
-    ]
-    if any(result.returncode for result in found):
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", *command.split()], cwd=root, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no")
+        )
+    except (OSError, subprocess.CalledProcessError):
         return "a copy without git"
-    return f"commit {found[0].stdout.strip()}" + (" with changes" if found[1].stdout.strip() else "")
+    return f"commit {head}" + (" with changes" if changes else "")

@@ -25,8 +25,8 @@ TOLERANCES: dict[str, float] = {
     "twin_float32": 1e-5,
     # One operation in bfloat16 (8 bits of mantissa) or float16 (11) against float64; measured up to 3e-3.
     "twin_bfloat16": 2e-2,
-    # Its gradients of orders 1 and 2, each a chain of such operations; measured up to PENDING with plain operations.
-    "gradients_bfloat16": 6e-2,
+    # Its gradients of orders 1 and 2, each a chain of such operations; measured up to 0.03 with plain operations.
+    "gradients_bfloat16": 1.5e-1,
     # A small network, forward and backward, two of three resolutions in 11 bits of mantissa; measured up to 0.013.
     "network_float16": 3e-2,
     # The same in 8 bits; measured up to 0.07.
@@ -43,10 +43,11 @@ TOLERANCES: dict[str, float] = {
     "ranks_float32": 1e-4,
     # The same in float64; measured up to 1.3e-14.
     "ranks_float64": 1e-9,
-    # Weights after 4 steps by networks that torch compiled against eager mode: other orders of sums, passed on by Adam.
-    "compiled_float32": 1e-3,
-    # Weights after 50 steps with kernels and with plain operations: rounding of another order, that Adam passes on, as for
-    # ranks; measured up to PENDING.
+    # Weights after 4 steps by networks that torch compiled against eager mode: other orders of sums,
+    # passed on by Adam; measured up to 3.1e-6.
+    "compiled_float32": 1e-4,
+    # Weights after 50 steps with kernels and with plain operations: other rounding, which Adam passes on as for ranks, for
+    # more than twice as many steps; on a CPU, where only bias_act differs, measured 5e-9, on a GPU not yet.
     "steps_float32": 1e-3,
     # Closed forms in float64; measured up to 2e-16.
     "closed_form_float64": 1e-12,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.ops.kernels import use_kernels
+from ganops.ops.kernels import memory_format, use_kernels
 
 Activation = Literal["linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"]
 
@@ -181,7 +181,7 @@ def _bias_act(
 ) -> Tensor:
     name = list(CODES)[activation]
     y = bias_act_reference(x, bias, dim, name, alpha, gain, None if clamp < 0 else clamp, scale, noise)
-    return y.clone() if y is x else y
+    return torch.empty_like(x, memory_format=memory_format(x)).copy_(y)
 
 
 def _bias_act_slope(
@@ -205,7 +205,7 @@ def _bias_act_slope(
     if clamp >= 0:
         limit = torch.full([], clamp, dtype=x.dtype, device=x.device)  # rounded, as the result was
         product = torch.where(value.abs() < limit, product, 0.0)
-    return torch.empty_like(x).copy_(product)
+    return torch.empty_like(x, memory_format=memory_format(x)).copy_(product)
 
 
 def _derivative(u: Tensor, activation: Activation, order: int) -> Tensor:
@@ -243,7 +243,7 @@ def _bias_act_fake(
     gain: float,
     clamp: float,
 ) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _bias_act_slope_fake(
@@ -257,12 +257,13 @@ def _bias_act_slope_fake(
     gain: float,
     clamp: float,
 ) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bias, scale, noise, ctx.dim, ctx.activation, ctx.alpha, ctx.gain, ctx.clamp = inputs
     ctx.rectifier = list(CODES)[ctx.activation] in RECTIFIERS
+    assert ctx.rectifier or (scale is None and noise is None), "bias_act adds them before a smooth activation"
     ctx.has_bias = bias is not None
     ctx.noise_shape = None if noise is None else noise.shape
     # The rectifiers' slope is in the result; x is only needed for the gradient of the scale.
@@ -320,7 +321,7 @@ def _backward_slope(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
             dx = product * _derivative(u, name, 3) * ctx.gain
             if ctx.clamp >= 0:
                 dx = torch.where((ctx.gain * _activate(u, name, 0.0)).abs() < ctx.clamp, dx, 0.0)
-        if bias is not None:
+        if bias is not None and ctx.needs_input_grad[2]:
             dbias = _sum_to_bias(dx, ctx.dim)
     return dgradient, dx, dbias, None, None, None, None, None, None
 

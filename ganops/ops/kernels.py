@@ -38,6 +38,13 @@ def use_kernels(x: Tensor) -> bool:
     return _loaded[0] if _loaded else _load()
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Of the result of an op on x: channels_last if x is so and not contiguous as well, else contiguous."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 def _load() -> bool:
     if _mode[0] == "reference":
         _loaded.append(False)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.ops.kernels import use_kernels
+from ganops.ops.kernels import memory_format, use_kernels
 
 Scale = int | Sequence[int]
 """A factor for both axes, or [x, y]."""
@@ -125,7 +125,7 @@ def upfirdn2d_plain(
     gain: float,
 ) -> Tensor:
     """`upfirdn2d` in torch's own operations: a depthwise convolution with a stride (down) or its transpose (up)."""
-    N, C, dtype, memory_format = x.shape[0], x.shape[1], x.dtype, _memory_format(x)
+    N, C, dtype, result_format = x.shape[0], x.shape[1], x.dtype, memory_format(x)
     # In low precision on CPU, strided depthwise convolutions take a slow path: float32 is faster.
     if x.device.type == "cpu" and x.element_size() < 4 and (up_x, up_y, down_x, down_y) != (1, 1, 1, 1):
         x = x.float()
@@ -149,7 +149,7 @@ def upfirdn2d_plain(
         y = _filter(x, weight, (down_x, down_y), pads)
     if folded:
         y = y.reshape(N, C, *y.shape[2:])
-    return y.to(dtype).contiguous(memory_format=memory_format)
+    return y.to(dtype).contiguous(memory_format=result_format)
 
 
 def _upfirdn2d_fake(
@@ -169,14 +169,7 @@ def _upfirdn2d_fake(
     N, C, H, W = x.shape
     height = (H * up_y + top + bottom - taps.shape[0]) // down_y + 1
     width = (W * up_x + left + right - taps.shape[-1]) // down_x + 1
-    return torch.empty([N, C, height, width], dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Of x, and so of the result; contiguous where x has both formats or none."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+    return torch.empty([N, C, height, width], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

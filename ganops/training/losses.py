@@ -196,7 +196,7 @@ def pl_batch_size(batch: int, pl_batch_shrink: int) -> int:
 def map_latents(G: Generator, latents: Latents) -> tuple[Tensor, Tensor]:
     """ws [N, num_ws, w_dim] with style mixing, and the mean [w_dim] of w of the first latents, detached."""
     w = G.mapping(latents.z, latents.c)
-    ws = w[:, None].expand(-1, G.num_ws, -1)
+    ws = w[:, None].repeat(1, G.num_ws, 1)  # not expanded: a compiler would make one graph for it, one for mixed ws
     if latents.z_mixed is not None and latents.mixing_cutoff is not None:
         # Both latents share the label: mixing styles of two classes is not what the label says.
         w_mixed = G.mapping(latents.z_mixed, latents.c)

@@ -9,6 +9,12 @@ std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
+void check(const std::optional<Tensor>& tensor, const Tensor& x, int64_t numel, const char* rule) {
+    STD_TORCH_CHECK(!tensor || (tensor->numel() == numel && tensor->scalar_type() == x.scalar_type() &&
+                                tensor->get_device_index() == x.get_device_index()),
+                    "ganops::bias_act: ", rule, ", of x's dtype, on its device");
+}
+
 Tensor run(const Tensor& given, const std::optional<Tensor>& given_scale, const std::optional<Tensor>& given_noise,
            const std::optional<Tensor>& given_bias, const std::optional<Tensor>& given_gradient, int64_t dim,
            int64_t activation, int64_t order, double alpha, double gain, double clamp) {
@@ -34,6 +40,10 @@ Tensor run(const Tensor& given, const std::optional<Tensor>& given_scale, const 
     a.channels = x.dim() ? x.size(dim) : 1;
     a.channels_last = channels_last;
     a.noise_per_sample = noise && noise->numel() != a.pixels;
+    check(scale, x, a.samples * a.channels, "scale must be [N, C]");
+    check(noise, x, a.noise_per_sample ? a.samples * a.pixels : a.pixels, "noise must be [H, W] or [N, 1, H, W]");
+    check(bias, x, a.channels, "bias must be [x.shape[dim]]");
+    check(gradient, x, x.numel(), "gradient must be like x");
     a.x = x.data_ptr();
     a.y = y.data_ptr();
     a.scale = pointer(scale);
