@@ -27,7 +27,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ganops.config import Params
 from ganops.errors import GanopsError, Interrupted, LostContact, ParamsError, RunError
-from ganops.launch import is_launched, local_rank, local_world_size, rank, world_size, write_report
+from ganops.launch import is_launched, local_rank, local_world_size, print_error, rank, world_size, write_report
 
 T = TypeVar("T")
 
@@ -213,7 +213,7 @@ def _watch_next_rank(ended: threading.Event) -> None:
         return
     message = f"rank {other} ({where}) {reason}. What was saved is whole. Look at that machine, then start again."
     if not write_report("silent", message, 1):
-        print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
+        print_error(f"rank {rank()}: {message}")
     os._exit(1)  # the main thread waits in a collective and cannot be interrupted
 
 
@@ -223,7 +223,7 @@ def _end_without_store(ended: threading.Event, error: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # as the kernel does for ranks of our own launcher: save and end
     if not ended.wait(COLLECTIVE_SEC if rank() == 0 else 2 * SILENT_SEC):
         message = f"the ranks' store at {os.environ['MASTER_ADDR']} does not answer ({error}). What was saved is whole."
-        print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
+        print_error(f"rank {rank()}: {message}")
         os._exit(1)
 
 

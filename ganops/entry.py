@@ -26,6 +26,7 @@ from ganops.launch import (
     is_ended_by_launcher,
     is_rank,
     launch,
+    print_error,
     rank,
     ranks_per_node,
     world_size,
@@ -135,7 +136,7 @@ def run_stage(name: str, main: Callable[[Stage], None], most_ranks: Callable[[Pa
         raise
     if code:
         if not write_report(kind, message, code):
-            print(f"{name}: {_who()}{message}", file=sys.stderr, flush=True)
+            print_error(f"{name}: {_who()}{message}")
         sys.exit(code)
 
 

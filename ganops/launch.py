@@ -156,6 +156,11 @@ def write_report(kind: str, message: str, code: int) -> bool:
     return True
 
 
+def print_error(line: str) -> None:
+    """A line on stderr, whole: in one write, or the lines of torchrun's ranks run into each other."""
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
+
+
 def is_ended_by_launcher() -> bool:
     """Whether a signal that has come is the launcher's, which ends this rank because another failed."""
     return REPORTS in os.environ and not (Path(os.environ[REPORTS]) / "stop").exists()

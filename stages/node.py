@@ -9,7 +9,7 @@ from pathlib import Path
 from ganops.config import load_params
 from ganops.entry import load_stage, say
 from ganops.errors import GanopsError, ParamsError, RunError
-from ganops.launch import await_meeting, launch, ranks_per_node
+from ganops.launch import await_meeting, launch, print_error, ranks_per_node
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             if late_signals:
                 raise KeyboardInterrupt
         except RunError as error:
-            print(f"node: stage {stage.name}: {error}", file=sys.stderr, flush=True)
+            print_error(f"node: stage {stage.name}: {error}")
 
 
 if __name__ == "__main__":
