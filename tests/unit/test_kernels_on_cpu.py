@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ganops.errors import OpsError
 from ganops.ops._build import CSRC, find_toolkit
 from ganops.ops.bias_act import ACTIVATION_GAINS, CODES, RECTIFIERS
-from ganops.ops.upfirdn2d import setup_filter
+from ganops.ops.upfirdn2d import setup_filter, upfirdn2d_reference
 from tests.tolerances import assert_close
 
 SOURCE = Path(__file__).parent / "emulated" / "ops.cpp"
@@ -62,6 +63,7 @@ def compile_kernels(folder: Path, max_elements: int) -> ctypes.CDLL:
         "-fsanitize=undefined",
     ]
     flags += ["-fno-sanitize-recover", f"-DGANOPS_MAX_ELEMENTS=int64_t({max_elements})", f"-I{include}", f"-I{CSRC}"]
+    flags += ["-DGANOPS_ENOUGH_THREADS=40"]  # or no image would be large enough to be walked through in long strips
     subprocess.run(["g++", *flags, str(SOURCE), "-o", str(folder / "ops.so")], check=True)
     return ctypes.CDLL(str(folder / "ops.so"))
 
@@ -98,10 +100,16 @@ def run_bias_act(
     order: int,
     rest: tuple[int, float, float, float],
     shift: int,
+    shifted: int | None = None,
 ) -> Tensor:
+    """Of x, scale, noise, bias, gradient and y, all are shifted, or the one with number `shifted` only."""
     channels_last = x.ndim == 4 and not x.is_contiguous()
-    inputs = [None if t is None else guarded(t, float("nan"), shift)[0] for t in (x, scale, noise, bias, gradient)]
-    y, buffer = guarded(torch.full_like(x, float("nan")), MARK, shift)
+    shifts = [shift if shifted in (None, number) else 0 for number in range(6)]
+    inputs = [
+        None if t is None else guarded(t, float("nan"), s)[0]
+        for t, s in zip((x, scale, noise, bias, gradient), shifts, strict=False)
+    ]
+    y, buffer = guarded(torch.full_like(x, float("nan")), MARK, shifts[5])
     samples, channels, pixels = x.shape[0], x.shape[1], x[0, 0].numel()
     activation, alpha, gain, clamp = rest
     fits = kernels.run_bias_act(
@@ -156,13 +164,77 @@ def test_bias_act(kernels: ctypes.CDLL, activation: Any, dtype: torch.dtype) -> 
     assert checked >= 100
 
 
-def test_bias_act_of_what_is_not_finite(kernels: ctypes.CDLL) -> None:
-    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]).reshape(1, 1, 2, 2)
-    for activation, clamp in itertools.product(RECTIFIERS, (-1.0, 2.0)):
-        numbers = (CODES[activation], {"linear": 1.0, "lrelu": 0.2}.get(activation, 0.0), 1.0, clamp)
-        y = run_bias_act(kernels, x, None, None, None, None, 0, numbers, 0)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_act_where_threads_have_several_packs(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """Many blocks, the last of them not full; neither lines nor samples end where those do."""
+    N, C, H, W = 3, 24, 36, 44
+    bias, scale = normal(C, seed=2, dtype=dtype), normal(N, C, seed=3, dtype=dtype)
+    full, shared = normal(N, 1, H, W, seed=4, dtype=dtype), normal(H, W, seed=5, dtype=dtype)
+    for layout, shift in itertools.product((torch.contiguous_format, torch.channels_last), (0, 1)):
+        x = normal(N, C, H, W, seed=1, dtype=dtype).contiguous(memory_format=layout)
+        gradient = normal(N, C, H, W, seed=6, dtype=dtype).contiguous(memory_format=layout)
+        numbers = (CODES["lrelu"], 0.2, 1.3, 0.9)
+        for b, s, n in itertools.product((None, bias), (None, scale), (None, full, shared)):
+            y = run_bias_act(kernels, x, b, s, n, None, 0, numbers, shift)
+            what = f"{layout} shift {shift} bias {b is not None} scale {s is not None} noise {n is not None}"
+            exact = (None if t is None else t.double() for t in (x, b, s, n))
+            assert_close(y, torch.ops.ganops.bias_act(*exact, 1, *numbers), TOLERANCES[dtype], what)
+        slope = run_bias_act(kernels, y, None, None, None, gradient, 1, numbers, shift)
+        expected = torch.ops.ganops.bias_act_slope(gradient, y, None, 1, numbers[0], 1, *numbers[1:])
+        assert_close(slope, expected, TOLERANCES[dtype], f"{layout} shift {shift} order 1")
+        numbers = (CODES["tanh"], 0.0, 1.3, 0.9)
+        y = run_bias_act(kernels, x, bias, None, None, None, 0, numbers, shift)
+        expected = torch.ops.ganops.bias_act(x, bias, None, None, 1, *numbers)
+        assert_close(y, expected, TOLERANCES[dtype], f"{layout} shift {shift} tanh")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_bias_act_where_one_tensor_is_not_aligned(kernels: ctypes.CDLL, layout: torch.memory_format) -> None:
+    """The sanitizer ends the process where 16 bytes are moved at an address that is no multiple of 16."""
+    x = normal(2, 8, 4, 4, seed=1, dtype=torch.float32).contiguous(memory_format=layout)
+    gradient = normal(2, 8, 4, 4, seed=2, dtype=torch.float32).contiguous(memory_format=layout)
+    bias, scale = normal(8, seed=3, dtype=x.dtype), normal(2, 8, seed=4, dtype=x.dtype)
+    noise = normal(2, 1, 4, 4, seed=5, dtype=x.dtype)
+    numbers = (CODES["lrelu"], 0.2, 1.3, 0.9)
+    for number in range(6):
+        y = run_bias_act(kernels, x, bias, scale, noise, None, 0, numbers, 1, number)
+        assert_close(y, torch.ops.ganops.bias_act(x, bias, scale, noise, 1, *numbers), "twin_float32", f"{number}")
+        slope = run_bias_act(kernels, y, None, None, None, gradient, 1, numbers, 1, number)
+        expected = torch.ops.ganops.bias_act_slope(gradient, y, None, 1, numbers[0], 1, *numbers[1:])
+        assert_close(slope, expected, "twin_float32", f"{number}")
+
+
+# Twice the last ones is more than float16 holds.
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 3.0, -40000.0, 40000.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_act_of_what_is_not_finite(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """The rectifiers exactly as defined."""
+    x = torch.tensor(NOT_FINITE, dtype=dtype).reshape(1, 1, 2, 4)
+    gradient = torch.full_like(x, 3.0)
+    for activation, clamp, gain, shift in itertools.product(ACTIVATION_GAINS, (-1.0, 2.0, 3e4), (2.0, -2.0), (0, 1)):
+        numbers = (CODES[activation], {"linear": 1.0, "lrelu": 0.25}.get(activation, 0.0), gain, clamp)
+        what = f"{activation} gain {gain} clamp {clamp} shift {shift}"
+        y = run_bias_act(kernels, x, None, None, None, None, 0, numbers, shift)
         expected = torch.ops.ganops.bias_act(x, None, None, None, 1, *numbers)
-        assert torch.equal(y.nan_to_num(-5.0), expected.nan_to_num(-5.0)), f"{activation} clamp {clamp}"
+        if activation in RECTIFIERS:
+            torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True, msg=what)
+            slope = run_bias_act(kernels, x, None, None, None, gradient, 1, numbers, shift)
+            expected = torch.ops.ganops.bias_act_slope(gradient, x, None, 1, numbers[0], 1, *numbers[1:])
+            torch.testing.assert_close(slope, expected, rtol=0, atol=0, equal_nan=True, msg=f"order 1, {what}")
+        else:
+            assert y.isnan().equal(expected.isnan()), what
+            assert clamp < 0 or not (y.abs() > torch.tensor(clamp, dtype=dtype)).any(), what
+
+
+def test_the_slope_of_rectifiers_is_told_from_the_result_alone(kernels: ctypes.CDLL) -> None:
+    y, gradient = normal(2, 8, 3, 4, seed=1, dtype=torch.float32), normal(2, 8, 3, 4, seed=2, dtype=torch.float32)
+    bias = normal(8, seed=3, dtype=torch.float32)
+    numbers = (CODES["lrelu"], 0.2, 1.3, 0.9)
+    slope = run_bias_act(kernels, y, bias, None, None, gradient, 1, numbers, 0)
+    expected = torch.ops.ganops.bias_act_slope(gradient, y, bias, 1, numbers[0], 1, *numbers[1:])
+    assert_close(slope, expected, "twin_float32")
 
 
 FILTERS = {
@@ -189,8 +261,9 @@ def run_upfirdn2d(
     N, C, H, W = x.shape
     channels = C if channels_last else 1
     sizes = (H, W, y.shape[2], y.shape[3], channels, taps.shape[0], taps.shape[-1], up, up, down, down, left, top)
+    inside, _ = guarded(x, float("nan"), shift)  # held until the kernel has read it
     fits = kernels.run_upfirdn2d(
-        DTYPES.index(x.dtype), pointer(guarded(x, float("nan"), shift)[0]), pointer(y), pointer(taps),
+        DTYPES.index(x.dtype), pointer(inside), pointer(y), pointer(taps),
         ctypes.c_int64(N * C // channels), (ctypes.c_int * len(sizes))(*sizes), taps.ndim == 1, flip, ctypes.c_double(gain),
     )  # fmt: skip
     assert fits
@@ -220,6 +293,79 @@ def test_upfirdn2d(kernels: ctypes.CDLL, filter: str, dtype: torch.dtype) -> Non
     assert checked == 3 * 2 * len(GEOMETRIES) * 4
 
 
+PADDINGS = [  # left, right, top, bottom
+    (1, 1, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2), (2, 1, 1, 2), (0, 3, 3, 0), (3, 0, 0, 4), (-1, 4, -2, 5), (5, -2, 4, -1),
+    (-3, 7, -1, 8), (9, 8, 6, 7),
+]  # fmt: skip
+SIDES = [(1, 1), (2, 3), (5, 2), (3, 4), (4, 5), (7, 9), (16, 8), (33, 6), (34, 13), (67, 3)]  # height, width
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_upfirdn2d_of_four_taps(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """What the networks use, in its own form: tails of rows and columns, ends of strips, paddings of all kinds."""
+    taps = FILTERS["asymmetric"].to(torch.float64 if dtype == torch.float64 else torch.float32)
+    layouts = [(2, 3, False), (11, 1, False), (2, 3, True), (1, 6, True), (1, 8, True), (2, 24, True)]
+    checked = 0
+    for (H, W), padding, (up, down), (N, C, last) in itertools.product(
+        SIDES, PADDINGS, ((1, 1), (1, 2), (2, 1)), layouts
+    ):
+        left, right, top, bottom = padding
+        if min(H * up + top + bottom, W * up + left + right) < 4:
+            continue  # smaller than the filter
+        checked += 1
+        flip, shift = checked % 2 == 0, int(checked % 3 == 0)
+        x = normal(N, C, H, W, seed=checked, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        arguments = (taps, up, up, down, down, *padding, flip, 1.7)
+        expected = upfirdn2d_reference(x.double(), taps.double(), up, down, padding, flip, 1.7)
+        y, buffer = run_upfirdn2d(kernels, x, expected.shape, arguments, shift)
+        what = f"{N}x{C}x{H}x{W} last {last} {padding} up {up} down {down} flip {flip} shift {shift}"
+        check_margins(buffer, y)
+        assert_close(y, expected, TOLERANCES[dtype], what)
+    assert checked > 1000
+
+
+# In a process of its own, for what is read outside ends it. No torch, for speed.
+TOUCHING = """
+import ctypes, itertools, mmap, sys
+
+libc, kernels = ctypes.CDLL(None), ctypes.CDLL(sys.argv[1])
+kept = []
+
+def between_guards(size, at_end):
+    used = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, used + 2 * mmap.PAGESIZE)
+    kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (start, start + mmap.PAGESIZE + used):
+        assert libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    return ctypes.c_void_p(start + mmap.PAGESIZE + (used - size if at_end else 0))
+
+taps = (ctypes.c_float * 4)(1, 2, 3, 4)
+layouts, ends, factors = ((3, 1), (1, 3), (2, 8)), (False, True), ((1, 1), (1, 2), (2, 1))
+sizes = ((1, 1), (4, 4), (9, 5), (40, 8))
+paddings = ((1, 1), (2, 2), (0, 0), (-1, -2), (6, 7))
+for dtype, (N, C), (H, W), at_end, (up, down), (left, top) in itertools.product(
+    range(3), layouts, sizes, ends, factors, paddings
+):
+    width, height = ((side * up + before + 5 - 4) // down + 1 for side, before in ((W, left), (H, top)))
+    bytes = 2 if dtype else 4
+    x, y = (between_guards(N * C * pixels * bytes, at_end) for pixels in (H * W, height * width))
+    numbers = (H, W, height, width, C, 4, 4, up, up, down, down, left, top)
+    given = (ctypes.c_int * 13)(*numbers)
+    assert kernels.run_upfirdn2d(dtype, x, y, taps, ctypes.c_int64(N), given, 1, 0, ctypes.c_double(1.0))
+print(len(kept) // 2, "images")
+"""
+
+
+def test_upfirdn2d_touches_nothing_outside(kernels: ctypes.CDLL) -> None:
+    """Not even what it would not use, such as a row that is read in advance."""
+    result = subprocess.run(
+        [sys.executable, "-c", TOUCHING, kernels._name], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "1080 images\n"), result.stderr
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_in_parts(kernels_in_parts: ctypes.CDLL, layout: torch.memory_format) -> None:
     """Tensors of more elements than one launch takes."""
@@ -233,8 +379,11 @@ def test_in_parts(kernels_in_parts: ctypes.CDLL, layout: torch.memory_format) ->
     slope = run_bias_act(kernels_in_parts, y, None, None, None, gradient, 1, numbers, 0)
     expected = torch.ops.ganops.bias_act_slope(gradient, y, None, 1, numbers[0], 1, *numbers[1:])
     assert_close(slope, expected, "twin_float32")
-    for filter in ("separable", "full"):
-        arguments = (FILTERS[filter], 1, 1, 1, 1, 2, 1, 2, 1, False, 1.0)
+    for filter, (up, down, left) in itertools.product(
+        ("asymmetric", "full"), ((1, 1, 2), (1, 2, 1), (2, 1, 2), (2, 1, 1))
+    ):
+        x = normal(9, 8, 4, 5, seed=1, dtype=torch.float32).contiguous(memory_format=layout)
+        arguments = (FILTERS[filter], up, up, down, down, left, 1, 2, 1, False, 1.0)
         images = torch.ops.ganops.upfirdn2d(x, *arguments)
         assert_close(run_upfirdn2d(kernels_in_parts, x, images.shape, arguments, 0)[0], images, "twin_float32", filter)
 

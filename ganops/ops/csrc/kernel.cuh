@@ -1,5 +1,6 @@
 // What all kernels share: numbers in memory and in registers, packs of 16 bytes, division by a constant, launching.
-// No torch header is included here or in the kernels: they compile in seconds, and on a CPU with tests/unit/cuda_on_cpu.h.
+// No torch header is included here or in the kernels: they compile in seconds, and on a CPU with
+// tests/unit/emulated/cuda_on_cpu.h.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +60,35 @@ __device__ __forceinline__ Pack<T, V> load(const T* from) {
 template <typename T, int V>
 __device__ __forceinline__ void store(T* to, const Pack<T, V>& pack) {
     *reinterpret_cast<Pack<T, V>*>(to) = pack;
+}
+
+// The numbers of a pack as those that are computed with, and back.
+template <typename T, int V>
+__device__ __forceinline__ void unpack(const Pack<T, V>& pack, typename Math<T>::type (&values)[V]) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) values[k] = to_math(pack.values[k]);
+}
+
+__host__ __device__ __forceinline__ __half2 round_pair(__half, float a, float b) { return __floats2half2_rn(a, b); }
+__host__ __device__ __forceinline__ __nv_bfloat162 round_pair(__nv_bfloat16, float a, float b) {
+    return __floats2bfloat162_rn(a, b);
+}
+
+template <typename T, int V>
+__device__ __forceinline__ Pack<T, V> round_pack(const typename Math<T>::type (&values)[V]) {
+    Pack<T, V> pack;
+    if constexpr (sizeof(T) == 2 && V > 1) {  // one instruction for two
+#pragma unroll
+        for (int k = 0; k < V; k += 2) {
+            const auto pair = round_pair(T(), values[k], values[k + 1]);
+            pack.values[k] = pair.x;
+            pack.values[k + 1] = pair.y;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < V; ++k) pack.values[k] = from_math<T>(values[k]);
+    }
+    return pack;
 }
 
 // Whether a pointer may be read 16 bytes at a time; null pointers are not read.

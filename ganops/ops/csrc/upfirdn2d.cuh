@@ -2,6 +2,9 @@
 // Images are [N, H, W, C]; those that stand as [N, C, H, W] in memory are [N * C, H, W, 1].
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "kernel.cuh"
 
 namespace ganops {
@@ -9,7 +12,7 @@ namespace ganops {
 struct UpfirdnArguments {
     const void* x;     // [images, in_height, in_width, channels]
     void* y;           // [images, out_height, out_width, channels]
-    const void* taps;  // [filter_height, filter_width]; separable: [filter_width], for both axes; in the type of Math<T>
+    const void* taps;  // [filter_height, filter_width]; separable: [filter_width], for both axes; of type Math<T>
     int64_t images;
     int in_height, in_width, out_height, out_width, channels;
     int filter_height, filter_width, up_x, up_y, down_x, down_y, pad_left, pad_top;
@@ -21,8 +24,11 @@ struct UpfirdnArguments {
 struct UpfirdnLaunch {
     UpfirdnArguments a;
     uint32_t lanes;                   // threads along grid.x that have work
-    Divisor channel, column, height;  // channels or packs of them; columns of outputs or steps of them; rows of outputs
-    int strip;                        // fast form: steps of a thread downwards
+    Divisor channel, column, height;  // threads for the channels of a pixel, for the pixels of a row, for the rows
+    // Of the fast form:
+    int strip;           // steps of a thread downwards
+    int skip_x, skip_y;  // outputs left out at the left and at the top: 0 or 1
+    bool wide;           // whether a thread may store its outputs of a row at once
 };
 
 __device__ __forceinline__ int floor_divide(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
@@ -60,139 +66,180 @@ __global__ void upfirdn2d_kernel(const UpfirdnLaunch launch) {
     }
 }
 
-// One axis of the fast form, which has a separable filter of four taps: a step takes `kAdvance` new inputs into a
-// window of `kWindow`, and gives `kOutputs` outputs.
-template <int Up, int Down, bool Odd>
-struct Axis {  // Up == 1
-    static constexpr int kWindow = 4, kOutputs = 1, kAdvance = Down;
-    __device__ static __forceinline__ int first(int step, int pad) { return step * Down - pad; }
-    template <typename M>
-    __device__ static __forceinline__ M filter(int, const M* f, M a, M b, M c, M d) {
-        return f[0] * a + f[1] * b + f[2] * c + f[3] * d;
-    }
-};
-// Twice as large: an output meets two inputs, by taps 0 and 2 or 1 and 3; which, tells its parity with the padding's.
-template <>
-struct Axis<2, 1, false> {
-    static constexpr int kWindow = 3, kOutputs = 2, kAdvance = 1;
-    __device__ static __forceinline__ int first(int step, int pad) { return step - pad / 2; }
-    template <typename M>
-    __device__ static __forceinline__ M filter(int output, const M* f, M a, M b, M c, M) {
-        return output == 0 ? f[0] * a + f[2] * b : f[1] * b + f[3] * c;
-    }
-};
-template <>
-struct Axis<2, 1, true> {
-    static constexpr int kWindow = 2, kOutputs = 2, kAdvance = 1;
-    __device__ static __forceinline__ int first(int step, int pad) { return step - (pad - 1) / 2; }
-    template <typename M>
-    __device__ static __forceinline__ M filter(int output, const M* f, M a, M b, M, M) {
-        return output == 0 ? f[1] * a + f[3] * b : f[0] * a + f[2] * b;
-    }
+// What follows is the fast form, for separable filters of four taps. It is to keep up with the memory, so its loop
+// holds little but loads, arithmetic and stores.
+
+// V numbers as words. Numbers of 16 bits that are loaded on a condition would be moved one by one otherwise.
+template <typename T, int V>
+struct Words {
+    using Word = typename std::conditional<V * sizeof(T) % 4 == 0, uint32_t, uint16_t>::type;
+    using type = Pack<Word, V * sizeof(T) / sizeof(Word)>;
 };
 
-// A thread walks down a strip of the image with V channels: each input row is read and filtered along x once, and
-// waits in registers until all output rows that need it are done.
-template <typename T, int V, int Up, int Down, bool Odd>
-__global__ void upfirdn2d_fast_kernel(const UpfirdnLaunch launch) {
-    using M = typename Math<T>::type;
-    using A = Axis<Up, Down, Odd>;
-    constexpr int kRows = 4;  // registers of unused rows are optimised away
+// One step along an axis gives `Up` outputs of the inputs at(0), at(1), ... in its window, and moves the window on by
+// `Down` inputs. If Up is 2, an output meets two inputs only, the other taps inserted zeros; the padding is even.
+template <int Up, typename At>
+__device__ __forceinline__ float filter(int output, const float* f, At at) {
+    if constexpr (Up == 1) {
+        return f[0] * at(0) + f[1] * at(1) + f[2] * at(2) + f[3] * at(3);
+    } else {
+        return output == 0 ? f[0] * at(0) + f[2] * at(1) : f[1] * at(1) + f[3] * at(2);
+    }
+}
+
+#ifndef GANOPS_ENOUGH_THREADS
+#define GANOPS_ENOUGH_THREADS (1 << 18)  // about what a GPU of 2024 holds at once
+#endif
+constexpr int kFastThreads = 64;  // of a block; with 128, more of the registers of an SM would be left over
+
+// A thread walks down a strip of the image, with V channels of X steps side by side. An input row
+//   1. is read kAhead rows before it is needed, so that the memory is busy while threads compute;
+//   2. is filtered along x, once, into the place in `rows` of a row that is no longer needed;
+//   3. waits there until all output rows that need it are done.
+// By calculation, for an H200: to move 4.3 TB/s, if a load takes 0.8 us, a filter needs 13 KiB of loads on their way to
+// an SM; as many threads as its registers suffice for have 16 to 36 KiB.
+// V == 1 and X > 1 are for images of one channel only: then the distance of two columns is known here.
+template <typename T, int V, int X, int Up, int Down>
+__global__ void __launch_bounds__(kFastThreads) upfirdn2d_fast_kernel(const UpfirdnLaunch launch) {
+    constexpr int kWindow = Up == 1 ? 4 : 3, kAhead = Up == 1 ? 2 : 3;
+    constexpr int kColumns = (X - 1) * Down + kWindow, kOutputs = X * Up;  // of a row: pixels read and written
+    constexpr bool kOneChannel = V == 1 && X > 1;
     const UpfirdnArguments& a = launch.a;
     const uint32_t lane = blockIdx.x * blockDim.x + threadIdx.x;
     if (lane >= launch.lanes) return;
-    const uint32_t rest = launch.channel.divide(lane);
-    const uint32_t c = (lane - rest * launch.channel.value) * V;
-    const uint32_t n = launch.column.divide(rest);
-    const int step_x = int(rest - n * launch.column.value);
+    const uint32_t column = launch.channel.divide(lane), strip = launch.column.divide(column);
+    const uint32_t n = launch.height.divide(strip);
+    const int c = int(lane - column * launch.channel.value) * V;
+    const int step_x = int(column - strip * launch.column.value) * X;
+    const int step_y = int(strip - n * launch.height.value) * launch.strip;
 
-    M f[4];
+    float along_x[4], along_y[4];  // the gain is in the latter, where it costs nothing
 #pragma unroll
-    for (int k = 0; k < 4; ++k) f[k] = static_cast<const M*>(a.taps)[a.flip ? k : 3 - k];
-    const M gain = M(a.gain);
-    const T* image = static_cast<const T*>(a.x) + int64_t(n) * a.in_height * a.in_width * a.channels + c;
-    T* result = static_cast<T*>(a.y) + int64_t(n) * a.out_height * a.out_width * a.channels + c;
-    const int first_x = A::first(step_x, a.pad_left);
+    for (int k = 0; k < 4; ++k) {
+        along_x[k] = static_cast<const float*>(a.taps)[a.flip ? k : 3 - k];
+        along_y[k] = along_x[k] * float(a.gain);
+    }
 
-    M rows[kRows][A::kOutputs][V];  // [window][output along x][channel]
-    auto read_row = [&](int iy, M(&row)[A::kOutputs][V]) {
-        M window[4][V];
+    // Where to read and where to write next; nothing is read or written where that is outside of the image.
+    const int channels = kOneChannel ? 1 : a.channels;
+    const int in_stride = a.in_width * channels, out_stride = a.out_width * channels;
+    const int ix = step_x * Down - a.pad_left / Up, ox = step_x * Up - launch.skip_x;
+    int iy = step_y * Down - a.pad_top / Up, oy = step_y * Up - launch.skip_y;
+    const T* from = static_cast<const T*>(a.x) + (int64_t(n) * a.in_height + iy) * in_stride;
+    T* to = static_cast<T*>(a.y) + (int64_t(n) * a.out_height + oy) * out_stride;
+    from += int64_t(ix) * channels + c;
+    to += int64_t(ox) * channels + c;
+    // No row is read that no output of this strip needs.
+    const int end_iy = max(0, min(a.in_height, iy + (launch.strip - 1) * Down + kWindow));
+    const int end_oy = min(a.out_height, oy + launch.strip * Up);
+    uint32_t inside = 0;  // bit m: column m is in the image
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-            const int ix = first_x + m;
-            const bool inside = m < A::kWindow && iy >= 0 && iy < a.in_height && ix >= 0 && ix < a.in_width;
-            Pack<T, V> pack;
-            if (inside) pack = load<T, V>(image + (int64_t(iy) * a.in_width + ix) * a.channels);
+    for (int m = 0; m < kColumns; ++m) inside |= uint32_t(uint32_t(ix + m) < uint32_t(a.in_width)) << m;
+
+    using Raw = typename Words<T, V>::type;
+    Raw ahead[kAhead][kColumns];
+    auto read_row = [&](Raw (&raw)[kColumns]) {
+        const uint32_t readable = uint32_t(iy) < uint32_t(end_iy) ? inside : 0;
+        const T* pixel = from;
 #pragma unroll
-            for (int v = 0; v < V; ++v) window[m][v] = inside ? to_math(pack.values[v]) : M(0);
+        for (int m = 0; m < kColumns; ++m, pixel += channels) {
+            raw[m] = {};
+            if (readable >> m & 1) raw[m] = *reinterpret_cast<const Raw*>(pixel);
         }
-#pragma unroll
-        for (int o = 0; o < A::kOutputs; ++o)
-#pragma unroll
-            for (int v = 0; v < V; ++v)
-                row[o][v] = A::filter(o, f, window[0][v], window[1][v], window[2][v], window[3][v]);
+        from += in_stride;
+        ++iy;
     };
 
-    const int first_step = int(blockIdx.y) * launch.strip;
-    int iy = A::first(first_step, a.pad_top);
+    float rows[kWindow][kOutputs][V];
+    // Row i of the strip, or a later one that has its places: out of `ahead`, where the next one is then on its way.
+    auto filter_row = [&](int i) {
+        float pixels[kColumns][V];
 #pragma unroll
-    for (int m = A::kAdvance; m < A::kWindow; ++m) read_row(iy++, rows[m]);
-    const int last_step = first_step + launch.strip;
-    for (int step = first_step; step < last_step && step * A::kOutputs < a.out_height; ++step) {
+        for (int m = 0; m < kColumns; ++m) {
+            Pack<T, V> pack;
+            memcpy(&pack, &ahead[i % kAhead][m], sizeof(pack));
+            unpack(pack, pixels[m]);
+        }
 #pragma unroll
-        for (int m = 0; m + A::kAdvance < A::kWindow; ++m)
+        for (int o = 0; o < kOutputs; ++o)
 #pragma unroll
-            for (int o = 0; o < A::kOutputs; ++o)
+            for (int v = 0; v < V; ++v)
+                rows[i % kWindow][o][v] =
+                    filter<Up>(o % Up, along_x, [&](int k) { return pixels[o / Up * Down + k][v]; });
+        read_row(ahead[i % kAhead]);
+    };
+
 #pragma unroll
-                for (int v = 0; v < V; ++v) rows[m][o][v] = rows[m + A::kAdvance][o][v];
+    for (int i = 0; i < kAhead; ++i) read_row(ahead[i]);
 #pragma unroll
-        for (int m = A::kWindow - A::kAdvance; m < A::kWindow; ++m) read_row(iy++, rows[m]);
+    for (int i = 0; i < kWindow - Down; ++i) filter_row(i);
+    // A turn of this loop ends when all rows are back in the same places. So these are known here, and are registers.
+    static_assert(kWindow % Down == 0 && kWindow % kAhead == 0, "or they are not back");
+    while (true) {
 #pragma unroll
-        for (int s = 0; s < A::kOutputs; ++s) {
-            const int oy = step * A::kOutputs + s;
+        for (int i = 0; i < kWindow; i += Down) {
+            if (oy >= end_oy) return;
 #pragma unroll
-            for (int o = 0; o < A::kOutputs; ++o) {
-                const int ox = step_x * A::kOutputs + o;
-                if (oy >= a.out_height || ox >= a.out_width) continue;
-                Pack<T, V> pack;
+            for (int m = kWindow - Down; m < kWindow; ++m) filter_row(i + m);
 #pragma unroll
-                for (int v = 0; v < V; ++v)
-                    pack.values[v] = from_math<T>(
-                        gain * A::filter(s, f, rows[0][o][v], rows[1 % A::kWindow][o][v], rows[2 % A::kWindow][o][v],
-                                         rows[3 % A::kWindow][o][v]));
-                store<T, V>(result + (int64_t(oy) * a.out_width + ox) * a.channels, pack);
+            for (int s = 0; s < Up; ++s) {
+                if (Up == 1 || uint32_t(oy) < uint32_t(end_oy)) {
+                    float y[kOutputs][V];
+#pragma unroll
+                    for (int o = 0; o < kOutputs; ++o)
+#pragma unroll
+                        for (int v = 0; v < V; ++v)
+                            y[o][v] = filter<Up>(s, along_y, [&](int k) { return rows[(i + k) % kWindow][o][v]; });
+                    if (kOneChannel && launch.wide) {
+                        store(to, round_pack<T, kOutputs * V>(reinterpret_cast<float(&)[kOutputs * V]>(y)));
+                    } else {
+#pragma unroll
+                        for (int o = 0; o < kOutputs; ++o)
+                            if (kOutputs == 1 || uint32_t(ox + o) < uint32_t(a.out_width))
+                                store(to + o * channels, round_pack<T, V>(y[o]));
+                    }
+                }
+                to += out_stride;
+                ++oy;
             }
         }
     }
 }
 
-template <typename T, int V, int Up, int Down, bool Odd, typename Stream>
+template <typename T, int V, int X, int Up, int Down, typename Stream>
 void launch_fast(UpfirdnLaunch launch, Stream stream) {
-    using A = Axis<Up, Down, Odd>;
-    const UpfirdnArguments& a = launch.a;
-    const int64_t steps_x = divide_up(a.out_width, A::kOutputs), steps_y = divide_up(a.out_height, A::kOutputs);
-    launch.channel = Divisor(a.channels / V);
-    launch.column = Divisor(steps_x);
-    launch.lanes = uint32_t(a.images * steps_x * (a.channels / V));
-    // Long strips read less twice, short ones make more threads: at least 2^18, more than a GPU of 2024 holds at once.
-    launch.strip = 16;
-    while (launch.strip > 2 && launch.lanes * divide_up(steps_y, launch.strip) < (1 << 18)) launch.strip /= 2;
-    while (divide_up(steps_y, launch.strip) > 65535) launch.strip *= 2;  // grid.y holds no more
-    const dim3 block(128), grid(uint32_t(divide_up(launch.lanes, 128)), uint32_t(divide_up(steps_y, launch.strip)));
-    GANOPS_LAUNCH((upfirdn2d_fast_kernel<T, V, Up, Down, Odd>), grid, block, stream, launch);
+    UpfirdnArguments& a = launch.a;
+    // Of an enlarged image, an odd padding is the even one that is larger by 1, without its first output.
+    launch.skip_x = Up == 2 ? a.pad_left & 1 : 0;
+    launch.skip_y = Up == 2 ? a.pad_top & 1 : 0;
+    a.pad_left += launch.skip_x;
+    a.pad_top += launch.skip_y;
+    const int64_t packs = a.channels / V, columns = divide_up(a.out_width + launch.skip_x, X * Up);
+    const int64_t steps_y = divide_up(a.out_height + launch.skip_y, Up);
+    const int64_t threads_across = a.images * columns * packs;
+    launch.strip = 32;  // long strips read fewer rows twice, short ones make more threads
+    while (launch.strip > 2 && threads_across * divide_up(steps_y, launch.strip) < GANOPS_ENOUGH_THREADS)
+        launch.strip /= 2;
+    const int64_t strips = divide_up(steps_y, launch.strip);
+    launch.channel = Divisor(packs);
+    launch.column = Divisor(columns);
+    launch.height = Divisor(strips);
+    launch.lanes = uint32_t(threads_across * strips);
+    launch.wide = a.out_width % (X * Up) == 0 && launch.skip_x == 0 && is_aligned(a.y);
+    const dim3 block(kFastThreads), grid(uint32_t(divide_up(launch.lanes, kFastThreads)));
+    GANOPS_LAUNCH((upfirdn2d_fast_kernel<T, V, X, Up, Down>), grid, block, stream, launch);
 }
 
-template <typename T, int V, typename Stream>
+// X steps side by side need fewer loads and instructions, but more registers, so that fewer threads run at once.
+template <typename T, int V, int X, int XResampled, typename Stream>
 void launch_fast(const UpfirdnLaunch& launch, Stream stream) {
     const UpfirdnArguments& a = launch.a;
-    if (a.up_x == 1 && a.down_x == 1) {
-        launch_fast<T, V, 1, 1, false>(launch, stream);
-    } else if (a.up_x == 1) {
-        launch_fast<T, V, 1, 2, false>(launch, stream);
-    } else if (a.pad_left % 2 == 0) {
-        launch_fast<T, V, 2, 1, false>(launch, stream);
+    if (a.up_x == 2) {
+        launch_fast<T, V, XResampled, 2, 1>(launch, stream);
+    } else if (a.down_x == 2) {
+        launch_fast<T, V, XResampled, 1, 2>(launch, stream);
     } else {
-        launch_fast<T, V, 2, 1, true>(launch, stream);
+        launch_fast<T, V, X, 1, 1>(launch, stream);
     }
 }
 
@@ -200,8 +247,7 @@ template <typename T>
 bool has_fast_form(const UpfirdnArguments& a) {
     const bool equal = a.up_x == a.up_y && a.down_x == a.down_y;
     const bool known = (a.up_x == 1 && a.down_x <= 2) || (a.up_x == 2 && a.down_x == 1);
-    const bool parity = a.up_x == 1 || (a.pad_left - a.pad_top) % 2 == 0;
-    return sizeof(T) <= 4 && a.separable && a.filter_width == 4 && equal && known && parity;
+    return sizeof(T) <= 4 && a.separable && a.filter_width == 4 && equal && known;
 }
 
 // All images, in launches of less than 2^31 outputs; false where a single image is larger.
@@ -218,14 +264,15 @@ bool upfirdn2d(const UpfirdnArguments& a, Stream stream) {
         launch.a.x = static_cast<const T*>(a.x) + first * input;
         launch.a.y = static_cast<T*>(a.y) + first * output;
         if constexpr (sizeof(T) <= 4) {
-            constexpr int kPack = 16 / sizeof(T);
-            const bool packed = a.channels % kPack == 0 && is_aligned(launch.a.x) && is_aligned(launch.a.y);
-            if (has_fast_form<T>(a) && packed) {
-                launch_fast<T, kPack>(launch, stream);
-                continue;
-            }
             if (has_fast_form<T>(a)) {
-                launch_fast<T, 1>(launch, stream);
+                const bool aligned = is_aligned(launch.a.x) && is_aligned(launch.a.y);
+                if (a.channels == 1) {
+                    launch_fast<T, 1, 4, 2>(launch, stream);
+                } else if (a.channels % 4 == 0 && aligned) {
+                    launch_fast<T, 4, sizeof(T) == 2 ? 2 : 1, 1>(launch, stream);
+                } else {
+                    launch_fast<T, 1, 1, 1>(launch, stream);
+                }
                 continue;
             }
         }

@@ -1,6 +1,7 @@
 // Runs CUDA kernels as plain loops, one thread after the other: enough for kernels without shared memory and barriers.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -10,8 +11,13 @@
 
 using std::exp;
 using std::expm1;
+using std::fabs;
 using std::log1p;
+using std::max;
+using std::min;
 using std::tanh;
+
+#define __launch_bounds__(...)
 
 inline uint3 blockIdx, threadIdx;
 inline dim3 gridDim, blockDim;
