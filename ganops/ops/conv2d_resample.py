@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ganops.ops.convolution import conv2d, conv_transpose2d
 from ganops.ops.upfirdn2d import Padding, filter_size, parse_padding, upfirdn2d, upfirdn2d_reference
 
 
@@ -44,14 +45,14 @@ def conv2d_resample(
         return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     if k == 1 and up == 1 and down > 1:
         x = upfirdn2d(x, filter, down=down, padding=[left, right, top, bottom], flip_filter=flip_filter)
-        return F.conv2d(x, weight, groups=groups)
+        return conv2d(x, weight, groups=groups)
     if k == 1 and up > 1 and down == 1:
-        x = F.conv2d(x, weight, groups=groups)
+        x = conv2d(x, weight, groups=groups)
         padding = [left, right, top, bottom]
         return upfirdn2d(x, filter, up=up, padding=padding, flip_filter=flip_filter, gain=up**2)
     if up > 1:
         # The transposed convolution already holds the padding that the kernel needs; the filter takes the rest.
-        x = F.conv_transpose2d(x, _transposed(weight, groups, flip_weight), stride=up, groups=groups)
+        x = conv_transpose2d(x, _transposed(weight, groups, flip_weight), stride=up, groups=groups)
         rest = [left - (k - 1), right + up - k, top - (k - 1), bottom + up - k]
         x = upfirdn2d(x, filter, padding=rest, flip_filter=flip_filter, gain=up**2)
         return upfirdn2d(x, filter, down=down, flip_filter=flip_filter) if down > 1 else x
@@ -59,10 +60,10 @@ def conv2d_resample(
         weight = weight.flip([2, 3])
     if down > 1:
         x = upfirdn2d(x, filter, padding=[left, right, top, bottom], flip_filter=flip_filter)
-        return F.conv2d(x, weight, stride=down, groups=groups)
+        return conv2d(x, weight, stride=down, groups=groups)
     if left == right >= 0 and top == bottom >= 0:
-        return F.conv2d(x, weight, padding=(top, left), groups=groups)
-    return F.conv2d(F.pad(x, [left, right, top, bottom]), weight, groups=groups)
+        return conv2d(x, weight, padding=(top, left), groups=groups)
+    return conv2d(F.pad(x, [left, right, top, bottom]), weight, groups=groups)
 
 
 def conv2d_resample_reference(

@@ -65,6 +65,7 @@ NUMERIC_MODULES = (
     "ganops.networks.stylegan2_generator",
     "ganops.ops.bias_act",
     "ganops.ops.conv2d_resample",
+    "ganops.ops.convolution",
     "ganops.ops.modulated_conv2d",
     "ganops.ops.upfirdn2d",
     "ganops.training.batches",

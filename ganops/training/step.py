@@ -20,7 +20,16 @@ from ganops.launch import rank, world_size
 from ganops.networks.sampling import one_hot
 from ganops.training.batches import to_device
 from ganops.training.ema import update_ema
-from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
+from ganops.training.losses import (
+    GRADIENT_SCALE,
+    Latents,
+    PhaseLoss,
+    dmain_loss,
+    dr1_loss,
+    gmain_loss,
+    gpl_loss,
+    pl_batch_size,
+)
 from ganops.training.schedule import adam_values, ema_beta, lr_factor, phase_is_due
 from ganops.training.state import TrainingState
 
@@ -172,11 +181,13 @@ class _Accumulator:
         self.params = params
         self.gradients = GradientSum(network.parameters())
         self.micro_batches = params.batch_size // params.batch_gpu
+        self.samples = 0  # of the phase, over all ranks
         self.rows: dict[int, dict[str, Tensor]] = {}
 
     def add(self, index: int, phase_loss: PhaseLoss, gain: float) -> None:
-        """Backpropagates the mean loss of micro-batch `index`, as its share of the batch."""
-        loss = phase_loss.loss.mean() * (gain / self.micro_batches)
+        """Backpropagates the losses of micro-batch `index`, summed: float16 would lose gradients of their mean."""
+        self.samples = self.micro_batches * phase_loss.loss.numel()
+        loss = phase_loss.loss.sum() * (gain * GRADIENT_SCALE)
         with self.gradients.last_backward() if index == own_micro_batches(self.params)[-1] else nullcontext():
             loss.backward()  # type: ignore[no-untyped-call]
         row = {}
@@ -195,6 +206,7 @@ class _Accumulator:
             What all gradients lie in, see `GradientSum.finish`.
         """
         gradients = self.gradients.finish()
+        torch._foreach_mul_(gradients, 1 / (GRADIENT_SCALE * self.samples))  # those of the mean loss
         first = next(iter(self.rows.values()))
         sizes = [value.numel() for value in first.values()]
         table = torch.zeros([self.micro_batches, sum(sizes)], dtype=torch.float64, device=self.state.device)

@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from ganops.training.state import TrainingState
-from ganops.training.step import _apply, draw_latents, gmain_phase, gpl_phase, tick_means, train_step
+from ganops.training.step import (
+    _apply,
+    dmain_phase,
+    dr1_phase,
+    draw_latents,
+    gmain_phase,
+    gpl_phase,
+    real_micro_batch,
+    tick_means,
+    train_step,
+)
+from tests.tolerances import assert_close
 from tests.unit.tiny import CLASS_COUNTS, run_steps, tiny_batch, tiny_params, tiny_state
 
 
@@ -61,6 +72,39 @@ def test_gradients_are_averaged_over_micro_batches_not_summed(monkeypatch: pytes
         gmain_phase(tiny_state(params), params, CLASS_COUNTS)
     for one, two in zip(*seen, strict=True):
         assert torch.allclose(one, two, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("phase", ["Gmain", "Gpl", "Dmain", "Dr1"])
+def test_float16_keeps_its_gradients_however_many_micro_batches_there_are(
+    monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The share of one micro-batch of 16,384 is below what float16 can hold, so it must not pass through it."""
+    found: dict[str, list[torch.Tensor]] = {}
+    monkeypatch.setattr("ganops.training.step.own_micro_batches", lambda params: range(1))
+    for precision in ("float32", "float16"):
+        low = int(precision == "float16")
+        params = tiny_params(precision=precision, low_precision_resolutions=low, conv_clamp=256.0)
+        params = params.model_copy(update={"batch_size": 4 * 2**14})
+        state = tiny_state(params)
+
+        def keep(state: TrainingState, gradients: list[torch.Tensor], *_: object) -> torch.Tensor:
+            found[precision] = [gradient.clone() for gradient in gradients]  # noqa: B023 called within the loop
+            return torch.tensor(False)
+
+        monkeypatch.setattr("ganops.training.step._apply", keep)
+        reals = [real_micro_batch(state, params, tiny_batch(tiny_params(), 0), 0, 0)]
+        match phase:
+            case "Gmain":
+                gmain_phase(state, params, CLASS_COUNTS)
+            case "Gpl":
+                gpl_phase(state, params, CLASS_COUNTS)
+            case "Dmain":
+                dmain_phase(state, params, CLASS_COUNTS, reals)
+            case "Dr1":
+                dr1_phase(state, params, reals)
+    whole = {name: torch.cat([gradient.flatten() for gradient in parts]) for name, parts in found.items()}
+    assert whole["float32"].abs().max() > 0
+    assert_close(whole["float16"], whole["float32"], "network_float16", phase)
 
 
 def test_running_means_move_once_per_phase(monkeypatch: pytest.MonkeyPatch) -> None:
