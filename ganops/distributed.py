@@ -95,11 +95,17 @@ def configure_numerics(tf32: bool, deterministic: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not deterministic  # it chooses by timing; shapes stay the same through a run
+    # Sums of products in 16 bits are long: up to a million pixels for a gradient of styles.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for determinism
     # As use_deterministic_algorithms, but without its import of torch._inductor, which takes two seconds of every start.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    # It would write NaN into all new memory first, which costs half of what a memory-bound kernel does; that our kernels
+    # leave nothing unwritten is tested.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def deal(count: int, number: int, ranks: int) -> range:

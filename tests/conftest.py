@@ -8,3 +8,8 @@ import torch
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of processes that tests start
 torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests of whole pipelines wait for others half of their time."""
+    return (os.cpu_count() or 1) + 1

@@ -48,7 +48,7 @@ TOLERANCES: dict[str, float] = {
     "compiled_float32": 1e-4,
     # Weights after 50 steps with kernels and with plain operations: other rounding, which Adam passes on as for ranks, for
     # more than twice as many steps; on a CPU, where only bias_act differs, measured 5e-9, on a GPU not yet.
-    "steps_float32": 1e-4,
+    "steps_float32": 1e-3,
     # Closed forms in float64; measured up to 2e-16.
     "closed_form_float64": 1e-12,
 }

@@ -83,9 +83,11 @@ def find_toolkit() -> Toolkit:
             passed_over.append(f"{text} is CUDA {match[1]}, but torch is built for {torch.version.cuda}")
         else:
             return Toolkit(home, home / "bin/nvcc", match[1], origin, tuple(passed_over))
+    # pip's packages for CUDA 12 hold parts of the compiler, but not nvcc itself.
+    remedy = "Set" if int(major) < 13 else f"Install the one that belongs to torch (`{INSTALL}`), or set"
     raise OpsError(
-        f"ops: no CUDA compiler for the kernels: {'; '.join(passed_over + absent)}. Install the one that belongs to "
-        f"torch (`{INSTALL}`), or set CUDA_HOME to a CUDA {major} toolkit, {REMEDY}"
+        f"ops: no CUDA compiler for the kernels: {'; '.join(passed_over + absent)}. {remedy} CUDA_HOME to a CUDA "
+        f"{major} toolkit, {REMEDY}"
     )
 
 

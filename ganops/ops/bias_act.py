@@ -56,11 +56,13 @@ def bias_act(
         scale: [N, C] of x's dtype, for x [N, C, H, W]; None = 1.
         noise: [H, W], [1, 1, H, W] or [N, 1, H, W] of x's dtype, for x [N, C, H, W]; None = 0.
     Returns:
-        Tensor like x. Differentiable any number of times, in all tensors.
+        Tensor like x; x itself where nothing is to be done. Differentiable any number of times, in all tensors.
     Source: Karras et al. 2020; conv_clamp from Karras et al. 2020, "Training GANs with limited data".
     """
     gain = ACTIVATION_GAINS[activation] if gain is None else gain
     alpha = _below_zero(activation, alpha)
+    if activation == "linear" and gain == 1 and bias is None and clamp is None and scale is None and noise is None:
+        return x  # not a kernel that copies
     if use_kernels(x) and (activation not in RECTIFIERS or (gain > 0 and alpha >= 0)):
         if activation not in RECTIFIERS and not (scale is None and noise is None):
             x, scale, noise = _scale_and_add(x, scale, noise), None, None

@@ -83,7 +83,7 @@ def upfirdn2d(
     dx, dy = parse_scale(down)
     left, right, top, bottom = parse_padding(padding)
     if filter is None:
-        filter = torch.ones([1, 1], dtype=x.dtype)
+        filter = torch.ones([1, 1], dtype=x.dtype, device=x.device)
     taps = filter.to(x.device)
     if x.dtype == torch.float64:
         # The product is a float32 in the published numbers; where images are float32 too, the difference is rounding.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ganops.entry import progress
+from ganops.errors import RunError
 from ganops.images.dataset import Batch, data_order
 from ganops.images.shards import Shards
 
@@ -69,11 +70,17 @@ def load_images(shards: Shards, device: torch.device) -> Batch:
     """All images and labels on `device`, in the order of the shards. Shows how far it is.
 
     Raises:
-        torch.OutOfMemoryError: they do not fit.
+        RunError: they do not fit.
     """
     index = shards.index
     shape = [len(shards), index.channels, index.resolution, index.resolution]
-    images = torch.empty(shape, dtype=torch.uint8, device=device)
+    try:
+        images = torch.empty(shape, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the images do not fit into the GPU's memory ({str(error).split('.')[0]}). Set run.data_on_gpu: never, or "
+            "end other programs that use the GPU."
+        ) from None
     starts = range(0, len(shards), max(LOAD_BYTES // images[0].nbytes, 1))
     for start in progress(starts, len(starts), "loading images", "part"):
         part = torch.from_numpy(shards.gather(np.arange(start, min(start + starts.step, len(shards)))))

@@ -15,16 +15,20 @@ from ganops.networks.stylegan2_generator import Generator
 CompileMode = Literal["none", "main"]
 
 
-def compile_networks(G: Generator, D: Discriminator, mode: CompileMode) -> None:
+def compile_networks(G: Generator, D: Discriminator, mode: CompileMode, deterministic: bool) -> None:
     """Has torch compile what the phases Gmain and Dmain call, at their first calls; results change by rounding only.
 
     Args:
         G: its synthesis is compiled; the mapping is too small to gain.
         D: is compiled.
         mode: "none" does nothing.
+        deterministic: the compiler does not choose kernels by timing them, so a resumed run gets the same ones.
     """
     if mode == "none":
         return
     say("train: torch compiles the networks in the first steps (run.compile: main); that takes minutes without a line")
+    import torch._inductor.config  # only here: it takes two seconds
+
+    torch._inductor.config.deterministic = deterministic
     G.synthesis.compile()
     D.compile()

@@ -121,7 +121,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
         size = shards.index.num_images * shards.index.channels * shards.index.resolution**2
         if place_images(params.run.data_on_gpu, size, peak, device):
             images = load_images(shards, device)
-        compile_networks(state.G, state.D, params.run.compile)
+        compile_networks(state.G, state.D, params.run.compile, params.run.deterministic)
         if state.nimg == 0 and init_from:
             names = ", ".join(init_from["networks"])
             rest = "" if "D" in init_from["networks"] else "; it holds no D, which starts from random weights"

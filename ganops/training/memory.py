@@ -60,6 +60,10 @@ def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
                 run()
                 if state.device.type == "cuda":
                     _flat_gradients(network)
+        except RuntimeError as error:
+            if "ALLOC_FAILED" in str(error):  # cuBLAS and cuDNN, for their workspaces
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
         finally:
             state.G.zero_grad(set_to_none=True)
             state.D.zero_grad(set_to_none=True)
@@ -163,7 +167,7 @@ def announce_memory(state: TrainingState, params: TrainParams) -> Peak:
 def place_images(
     choice: Literal["auto", "always", "never"], image_bytes: int, peak: Peak, device: torch.device
 ) -> bool:
-    """Whether all images go into the GPU's memory, the same on every rank; says in one line what is done and why.
+    """Whether all images go into the GPU's memory, the same on every rank; with a GPU it says what is done and why.
 
     A tenth of the memory stays free: for fragmentation, other programs, and the extractor when a distance is measured.
 
@@ -179,7 +183,6 @@ def place_images(
     if device.type != "cuda":
         if choice == "always":
             raise RunError(f"{setting}, but training runs on a CPU. Set run.data_on_gpu: auto.")
-        say(f"train: images: batches are read from the shards; the device is a CPU ({setting})")
         return False
     if choice == "never":
         say(f"train: images: batches are read from the shards and copied to the GPU ({setting})")

@@ -109,7 +109,7 @@ def poison() -> None:
     """Fills the memory that torch keeps for the next tensors with NaN: what a kernel leaves out is seen."""
     torch.cuda.empty_cache()
     # Tensors up to 1 MB come from segments of 2 MB, larger ones from segments of 20 MB or more.
-    blocks = [torch.full([size], float("nan"), device=CUDA) for size in [1 << 17] * 32 + [1 << 22] * 4]
+    blocks = [torch.full([size], float("nan"), device=CUDA) for size in [1 << 17] * 32 + [1 << 19] * 8 + [1 << 22] * 4]
     del blocks
 
 
@@ -246,14 +246,15 @@ def test_modulated_conv2d(kernel: int, up: int, down: int, dtype: torch.dtype) -
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_checks_of_torch(layout: str) -> None:
     """The shapes and strides that torch.compile is told are those that the kernels give."""
-    x = laid_out(normal(2, 6, 5, 4, seed=1), layout)
+    x = laid_out(normal(2, 6, 5, 4, seed=1), layout).requires_grad_()  # or torch does not look at derivatives
+    output = x.detach().clone()
     bias, taps = normal(6, seed=2).to(CUDA), TAPS["separable"].to(CUDA)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     for activation in ("lrelu", "tanh"):
         code = CODES[activation]
         opcheck(torch.ops.ganops.bias_act, (x, bias, None, None, 1, code, 0.2, 1.0, CLAMP), test_utils=checks)
         point = None if activation in RECTIFIERS else bias
-        opcheck(torch.ops.ganops.bias_act_slope, (x, x, point, 1, code, 1, 0.2, 1.0, CLAMP), test_utils=checks)
+        opcheck(torch.ops.ganops.bias_act_slope, (x, output, point, 1, code, 1, 0.2, 1.0, CLAMP), test_utils=checks)
     opcheck(torch.ops.ganops.upfirdn2d, (x, taps, 2, 2, 1, 1, 2, 1, 2, 1, False, 1.0), test_utils=checks)
 
 
@@ -291,7 +292,8 @@ def upfirdn2d_derivatives(dtype: torch.dtype, layout: str) -> list[Tensor]:
 def test_all_is_written_and_again_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, function: Callable[..., list[Tensor]], dtype: torch.dtype, layout: str
 ) -> None:
-    """In memory of NaN: filled before, and not by torch, as it does where algorithms are to be deterministic."""
+    """In memory of NaN: filled by torch, which it can where algorithms are to be deterministic; filled before."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     filled = function(dtype, layout)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     first, second = (function(dtype, layout) for _ in range(2))
@@ -521,13 +523,13 @@ choose_ops("cuda", cuda)
 dtypes, formats = (torch.float32, torch.float16, torch.float64), (torch.contiguous_format, torch.channels_last)
 filters = [setup_filter(taps, separable=True).to(cuda) for taps in ([1, 3, 3, 1], [1, 2, 3, 2, 1])]
 for dtype, format, (N, C, H, W) in itertools.product(dtypes, formats, [(2, 3, 5, 7), (3, 16, 4, 4), (1, 8, 33, 1)]):
-    x = torch.ones([N, C, H, W], dtype=dtype, device=cuda).contiguous(memory_format=format).requires_grad_()
+    x = torch.randn([N, C, H, W], dtype=dtype, device=cuda).contiguous(memory_format=format).requires_grad_()
     bias, scale = (torch.ones(shape, dtype=dtype, device=cuda, requires_grad=True) for shape in ((C,), (N, C)))
     for activation, noise in itertools.product(("lrelu", "swish"), ((H, W), (N, 1, H, W))):
-        noise = torch.ones(noise, dtype=dtype, device=cuda)
+        noise = torch.randn(noise, dtype=dtype, device=cuda, requires_grad=True)
         y = bias_act(x, bias, activation=activation, clamp=3.0, scale=scale, noise=noise)
         (dx,) = torch.autograd.grad(y.square().sum(), [x], create_graph=True)
-        torch.autograd.grad(dx.square().sum(), [x, bias, scale])
+        torch.autograd.grad(dx.square().sum(), [x, bias, scale, noise], materialize_grads=True)
     for taps, (up, down, padding) in itertools.product(filters, ((2, 1, 2), (1, 2, 2), (1, 1, 2), (3, 2, 4))):
         y = upfirdn2d(x, taps, up, down, padding)
         torch.autograd.grad(y.square().sum(), [x])
@@ -551,5 +553,7 @@ def test_no_access_outside_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [program, "--tool", "memcheck", "--error-exitcode", "99", "--report-api-errors", "no"]
     command += [sys.executable, "-c", PROGRAM]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "Device not supported" in result.stdout + result.stderr:
+        pytest.skip("compute-sanitizer does not run on this machine: device not supported")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "finished" in result.stdout

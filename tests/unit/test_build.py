@@ -134,6 +134,13 @@ def test_nothing_found_says_where_it_was_looked_for(clean: Path) -> None:
     assert "run.ops: reference" in text
 
 
+def test_pips_compiler_is_not_advised_where_it_has_none(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.raises(OpsError, match="bin/nvcc. Set CUDA_HOME to a CUDA 12 toolkit, or set run.ops") as error:
+        find_toolkit()
+    assert "pip install" not in str(error.value)
+
+
 def test_torch_without_cuda(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(OpsError, match="is built without CUDA"):

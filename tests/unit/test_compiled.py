@@ -42,7 +42,7 @@ def test_networks_compile_in_one_piece() -> None:
 def test_training_is_that_of_eager_mode() -> None:
     params = tiny_params()
     eager, compiled = (initial_state(params, 8, 1, len(CLASS_COUNTS), CPU) for _ in range(2))
-    compile_networks(compiled.G, compiled.D, "main")
+    compile_networks(compiled.G, compiled.D, "main", deterministic=False)
     for state in (eager, compiled):
         run_steps(state, params, 4)
     for (name, ours), theirs in zip(state_tensors(compiled).items(), state_tensors(eager).values(), strict=True):

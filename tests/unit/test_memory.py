@@ -46,6 +46,20 @@ def test_a_dry_run_keeps_frozen_blocks_frozen() -> None:
     assert {name: p.requires_grad for name, p in state.D.named_parameters()} == before
 
 
+@pytest.mark.parametrize(
+    "cause", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "a bug"]
+)
+def test_libraries_without_memory_count_as_out_of_memory(monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(cause)
+
+    monkeypatch.setattr(memory, "dr1_loss", fail)
+    params = tiny_params()
+    with pytest.raises(RuntimeError) as error:
+        dry_run(tiny_state(params), params, 4)
+    assert isinstance(error.value, torch.OutOfMemoryError) == ("ALLOC_FAILED" in cause)
+
+
 @pytest.mark.parametrize("failing", ["gmain_loss", "gpl_loss", "dmain_loss", "dr1_loss"])
 def test_a_dry_run_that_fails_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Out of memory in any phase: what was held is given back, and D learns again after Gmain."""

@@ -216,3 +216,9 @@ def test_modulated_conv2d_in_float16_stays_in_range() -> None:
     actual = modulated_conv2d(x.half(), w.float(), s.float(), padding=1)
     assert actual.dtype == torch.float16
     assert_close(actual, expected, "twin_bfloat16")
+
+
+def test_where_bias_act_has_nothing_to_do_it_makes_no_copy() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    assert bias_act(x, None) is x
+    assert bias_act(x, None, gain=2.0) is not x
