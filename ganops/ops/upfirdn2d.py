@@ -211,9 +211,7 @@ def _filter(x: Tensor, weight: Tensor, down: tuple[int, int], padding: tuple[int
     # conv2d pads symmetrically and for free; what is left over is padded or cropped before.
     px, py = max(min(left, right), 0), max(min(top, bottom), 0)
     rest = [left - px, right - px, top - py, bottom - py]
-    if any(rest):
-        x = F.pad(x, rest)
-    return F.conv2d(x, weight, stride=(down[1], down[0]), padding=(py, px), groups=x.shape[1])
+    return F.conv2d(_pad(x, rest), weight, stride=(down[1], down[0]), padding=(py, px), groups=x.shape[1])
 
 
 def _filter_up(x: Tensor, weight: Tensor, up: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
@@ -226,7 +224,15 @@ def _filter_up(x: Tensor, weight: Tensor, up: tuple[int, int], padding: tuple[in
     cx, cy = max(min(cut[0], cut[1]), 0), max(min(cut[2], cut[3]), 0)
     rest = [cx - cut[0], cx - cut[1], cy - cut[2], cy - cut[3]]
     x = F.conv_transpose2d(x, weight, stride=(up[1], up[0]), padding=(cy, cx), groups=x.shape[1])
-    return F.pad(x, rest) if any(rest) else x
+    return _pad(x, rest)
+
+
+def _pad(x: Tensor, sizes: list[int]) -> Tensor:
+    """F.pad, but first the sides that grow: from one side more may be cut than there is before."""
+    if min(sizes) < 0 < max(sizes):
+        x = F.pad(x, [max(size, 0) for size in sizes])
+        sizes = [min(size, 0) for size in sizes]
+    return F.pad(x, sizes) if any(sizes) else x
 
 
 def upfirdn2d_reference(

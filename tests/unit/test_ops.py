@@ -222,3 +222,27 @@ def test_where_bias_act_has_nothing_to_do_it_makes_no_copy() -> None:
     x = torch.randn(2, 3, 4, 4)
     assert bias_act(x, None) is x
     assert bias_act(x, None, gain=2.0) is not x
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "k", "size", "padding"),
+    [
+        (2, 1, 3, (5, 3), [-6, 8, 1, 8]),
+        (2, 1, 2, (1, 6), [0, 2, 4, -4]),
+        (2, 1, 4, (3, 2), [-5, 5, 2, 7]),
+        (3, 3, 1, (5, 1), [7, -7, 4, -3]),
+        (2, 3, 5, (3, 3), [-7, 6, -1, 0]),
+    ],
+)
+def test_more_is_cut_from_one_side_than_there_is(
+    up: int, down: int, k: int, size: tuple[int, int], padding: list[int]
+) -> None:
+    """The other side has grown before, in the definition; in the gradients too."""
+    filter = torch.arange(1.0, k + 1)
+    found = []
+    for function in (upfirdn2d, upfirdn2d_reference):
+        x = torch.arange(6.0 * size[0] * size[1], dtype=torch.float64).reshape(2, 3, *size).requires_grad_()
+        y = function(x, filter, up, down, padding)
+        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, "twin_float64")
