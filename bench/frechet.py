@@ -1,6 +1,7 @@
 """Fréchet distance at D = 2,048: symmetric eigenvalues against the matrix root that clean-fid and others take.
 
-`python -m bench.frechet`, about two minutes. The truth is the nuclear norm of the centred features' product.
+Then, on one core, what a distance with its uncertainty costs. `python -m bench.frechet`, about six minutes. The truth is
+the nuclear norm of the centred features' product.
 """
 
 import os
@@ -10,11 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
+import threadpoolctl
 from cleanfid.fid import frechet_distance as cleanfid_distance
 from numpy.typing import NDArray
 
 from bench.report import report
-from ganops.metrics.frechet import frechet_distance
+from ganops.metrics.frechet import distance_to, frechet_distance, make_reference
+from ganops.metrics.uncertainty import distance_at_infinity, measure_uncertainty
 
 Array = NDArray[np.float64]
 DIM = 2048
@@ -43,8 +46,31 @@ def truth(one: Array, two: Array, arguments: list[Array]) -> float:
     return float(((mu1 - mu2) ** 2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * norm)
 
 
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def of_uncertainty() -> list[str]:
+    """Seconds on one core, against a reference of 10,000 rows."""
+    real = features(0, 10000)
+    mu, sigma = real.mean(0), np.cov(real, rowvar=False)
+    reference = make_reference(mu, sigma)
+    lines = [f"one core; a reference's root: {seconds(lambda: make_reference(mu, sigma)):.1f} s"]
+    for rows in (1000, 5000, 50000):
+        fake = features(1, rows).astype(np.float32)
+        moments = fake.mean(0, dtype=np.float64), np.cov(fake, rowvar=False, dtype=np.float64)
+        lines.append(
+            f"{rows} samples: distance to a reference {seconds(lambda m=moments: distance_to(reference, *m)):.1f} s, "
+            f"uncertainty with 20 blocks {seconds(lambda f=fake: measure_uncertainty(mu, sigma, f, 1)):.1f} s, "
+            f"distance at infinity {seconds(lambda f=fake: distance_at_infinity(mu, sigma, f, 1)):.1f} s"
+        )
+    return lines
+
+
 def main() -> None:
-    """Full rank, fewer samples than features on one side, and on both."""
+    """Full rank, fewer samples than features on one side, and on both; then uncertainties."""
     lines = [f"load average at the start: {os.getloadavg()[0]:.1f}", f"D = {DIM}, best of {ROUNDS}"]
     for rows1, rows2 in ((8000, 8000), (8000, 1000), (1000, 1000)):
         one, two = features(0, rows1), features(1, rows2)
@@ -59,6 +85,8 @@ def main() -> None:
             f"ratio {theirs_sec / ours_sec:.1f}; relative error ours {abs(ours / exact - 1):.0e}, "
             f"clean-fid's {abs(theirs / exact - 1):.0e}"
         )
+    with threadpoolctl.threadpool_limits(1):
+        lines += of_uncertainty()
     report("frechet", lines)
 
 

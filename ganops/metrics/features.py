@@ -1,13 +1,6 @@
-"""Features of image sets, their streamed moments, and the statistics file that keeps them with their protocol."""
+"""Features of image sets and their streamed moments."""
 
-import importlib.metadata
-import io
-import json
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,39 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ganops.errors import DataError
-from ganops.files import write_bytes
-from ganops.images.shards import ShardIndex, Shards
+from ganops.collectives import collect_in_order
+from ganops.entry import progress
+from ganops.images.folder import FolderImages
+from ganops.images.shards import Shards
 from ganops.launch import rank, world_size
 from ganops.metrics.extractor import Extractor
 
 BLOCK_ROWS = 1024  # rows per product; large enough for the BLAS, and fixed, so that sums have one order
-
-# What must agree before two sets may be compared. The rest of a protocol says where a set comes from.
-COMPARED = (
-    "extractor",
-    "extractor_sha256",
-    "resizer",
-    "ddof",
-    "resolution",
-    "channels",
-    "batch_size",
-    "split",
-    "data_digest",
-)
-
-# What reading a damaged .npz raises, found by changing each of its bytes (RuntimeError: of zip versions, encryption).
-DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Moments:
@@ -130,15 +98,6 @@ class Moments:
         return (covariance + covariance.T) / 2
 
 
-def image_batches(shards: Shards, count: int, batch_size: int) -> Iterator[Tensor]:
-    """The first `count` images of a set, uint8 [n, C, H, W] on the CPU, `batch_size` at a time.
-
-    Of several ranks each gets every world_size-th batch.
-    """
-    for start in range(rank() * batch_size, count, world_size() * batch_size):
-        yield torch.from_numpy(shards.gather(np.arange(start, min(start + batch_size, count))))
-
-
 def extract(extractor: Extractor, batches: Iterable[Tensor], batch_size: int) -> Iterator[NDArray[np.float32]]:
     """Features of a stream of images, batch by batch.
 
@@ -167,6 +126,49 @@ def extract(extractor: Extractor, batches: Iterable[Tensor], batch_size: int) ->
         yield extractor.features(padded)[:rows].cpu().numpy()
 
 
+def read_images(images: Shards | FolderImages, indices: Sequence[int]) -> list[Tensor]:
+    """Images of a set, uint8 on the CPU, in order: one batch [n, C, H, W] for each run of images of one shape."""
+    if isinstance(images, Shards):
+        return [torch.from_numpy(images.gather(np.asarray(indices, dtype=np.int64)))]
+    runs: list[list[NDArray[np.uint8]]] = []
+    for image in map(images.image, indices):
+        if not runs or runs[-1][0].shape != image.shape:
+            runs.append([])
+        runs[-1].append(image)
+    return [torch.from_numpy(np.stack(run)) for run in runs]
+
+
+def measure_features(
+    extractor: Extractor,
+    images: Shards | FolderImages,
+    indices: Sequence[int],
+    batch_size: int,
+    what: str,
+    flip: bool = False,
+) -> Iterator[NDArray[np.float32]]:
+    """Features of the images `indices`, made by all ranks: the same bits for any number of them.
+
+    Args:
+        extractor: the network.
+        images: the set.
+        indices: which, in which order.
+        batch_size: images per pass; see `extract`.
+        what: shown beside the progress.
+        flip: of the mirrored images instead.
+    Yields:
+        float32 [n, D], n <= batch_size, in order; nothing on other ranks than the first, which must run through it too.
+    """
+    starts = range(0, len(indices), batch_size)
+
+    def measure(start: int) -> NDArray[np.float32]:
+        parts = read_images(images, indices[start : start + batch_size])
+        parts = [part.flip(3) for part in parts] if flip else parts
+        return np.concatenate([rows for part in parts for rows in extract(extractor, [part], batch_size)])
+
+    made = collect_in_order(map(measure, starts[rank() :: world_size()]), len(starts))
+    yield from progress(made, len(starts), what, "batch")
+
+
 def measure_moments(extractor: Extractor, batches: Iterable[Tensor], batch_size: int) -> Moments:
     """Moments of the features of a stream of images; see `extract`."""
     moments = Moments()
@@ -175,113 +177,15 @@ def measure_moments(extractor: Extractor, batches: Iterable[Tensor], batch_size:
     return moments
 
 
+def moments_of(features: NDArray[Any]) -> Moments:
+    """Moments of rows that are at hand; see `Moments`."""
+    moments = Moments()
+    for start in range(0, len(features), BLOCK_ROWS):
+        moments.append(features[start : start + BLOCK_ROWS])
+    return moments
+
+
 def spread_indices(count: int, keep: int) -> NDArray[np.int64]:
     """Which of `count` rows to keep, at most `keep`: evenly spread, since sets are often sorted by class."""
     keep = min(count, keep)
     return np.arange(keep, dtype=np.int64) * count // max(keep, 1)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Moments of an image set's features, and how they came about.
-
-    Attributes:
-        mu: [D] float64.
-        sigma: [D, D] float64.
-        num: images that were measured.
-        protocol: JSON-able; see `COMPARED` for what must agree between two sets.
-        features: [K, D] float32, of images spread evenly over the set, for kernel metrics.
-    """
-
-    mu: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    num: int
-    protocol: dict[str, Any]
-    features: NDArray[np.float32]
-
-
-def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Writes an .npz, whole or not at all; the same statistics give the same bytes."""
-    content = io.BytesIO()
-    np.savez(
-        content,
-        mu=statistics.mu,
-        sigma=statistics.sigma,
-        num=np.int64(statistics.num),
-        protocol=np.array(json.dumps(statistics.protocol, sort_keys=True)),
-        features=statistics.features,
-    )
-    write_bytes(path, content.getvalue())
-
-
-def load_statistics(path: Path) -> Statistics:
-    """Reads what `save_statistics` wrote; never runs anything from the file.
-
-    Raises:
-        DataError: the file is missing, damaged or something else.
-    """
-    try:
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            statistics = Statistics(
-                file["mu"], file["sigma"], int(file["num"]), json.loads(str(file["protocol"])), file["features"]
-            )
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Run `dvc repro stats`.") from None
-    except DAMAGE as error:
-        raise DataError(f"{path}: not whole statistics ({error}). Remove it and run `dvc repro stats`.") from None
-    dim, arrays = statistics.mu.size, (statistics.mu, statistics.sigma)
-    shapes = statistics.mu.shape, statistics.sigma.shape, statistics.features.shape[1:]
-    if shapes != ((dim,), (dim, dim), (dim,)) or not isinstance(statistics.protocol, dict):
-        raise DataError(f"{path}: mean, covariance and features do not fit. Remove it and run `dvc repro stats`.")
-    if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays):
-        raise DataError(f"{path}: the moments are not finite float64. Remove it and run `dvc repro stats`.")
-    return statistics
-
-
-def describe_protocol(extractor: Extractor, index: ShardIndex, ddof: int, batch_size: int) -> dict[str, Any]:
-    """How a set of shards is measured: everything a number needs to be repeated or compared."""
-    return {
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
-        "metric": extractor.metric,
-        "resizer": extractor.resizer,
-        "ddof": ddof,
-        "batch_size": batch_size,
-        "resolution": index.resolution,
-        "channels": index.channels,
-        "split": "all",
-        "xflip": False,
-        "data_digest": index.digest,
-        "versions": {name: importlib.metadata.version(name) for name in (*extractor.packages, "numpy")},
-    }
-
-
-def trained_on(samples: ShardIndex) -> str:
-    """The digest of the data that the samples' model was trained on.
-
-    Raises:
-        DataError: the index does not say; the set was not written by the stage `sample`.
-    """
-    training = samples.source.get("training")
-    if not isinstance(training, dict) or not isinstance(training.get("data_digest"), str):
-        raise DataError(
-            "The samples' index.json does not say what data their model was trained on. Run `dvc repro sample`."
-        )
-    return str(training["data_digest"])
-
-
-def check_protocols(real: dict[str, Any], fake: dict[str, Any]) -> None:
-    """Refuses to compare sets that were measured differently.
-
-    Args:
-        real: of the statistics.
-        fake: of the samples, where `data_digest` is that of the data their model was trained on.
-    Raises:
-        DataError: names the first item of `COMPARED` that differs.
-    """
-    for name in COMPARED:
-        if name not in real or real[name] != fake[name]:
-            raise DataError(
-                f"{name} is {real.get(name)} in the statistics of the real images, but {fake[name]} for the samples: "
-                "their distance would mean nothing. Run `dvc repro`, so that both are of the same data and measured alike."
-            )

@@ -13,7 +13,7 @@ from ganops.entry import say
 from ganops.errors import Interrupted
 from ganops.images.shards import Shards
 from ganops.launch import is_ended_by_launcher
-from ganops.training.measure import Yardstick
+from ganops.metrics.evaluate import Yardstick
 from ganops.training.run import RunDirectory
 from ganops.training.state import TrainingState
 
@@ -69,6 +69,7 @@ class Job:
     shards: Shards
     run: RunDirectory
     yardstick: Yardstick | None
+    metric_digest: str
     stop: StopSignal
     end: int
     init_from: dict[str, Any]

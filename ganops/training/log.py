@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ganops.entry import say
 from ganops.files import copy_file, write_bytes, write_json
+from ganops.protocols import LARGER_IS_BETTER, TRAIN_METRICS
 
 # One row per tick. Means over the tick's images, except: nimg to metric_digest, which are values at its end.
 COLUMNS = (
@@ -42,7 +43,7 @@ COLUMNS = (
     "sec_per_kimg",
     "cpu_mem_gb",
     "gpu_mem_gb",
-    "distance",
+    *TRAIN_METRICS,
     "metric",
     "metric_digest",
 )
@@ -70,7 +71,7 @@ def format_duration(seconds: float) -> str:
 class RunLog:
     """Writes a run's rows, numbers and lines; on a terminal also a bar of the images shown."""
 
-    def __init__(self, run_path: Path, results: Path, tick_nimg: int, nimg: int, end: int) -> None:
+    def __init__(self, run_path: Path, results: Path, tick_nimg: int, nimg: int, end: int, best_by: str) -> None:
         """
         Args:
             run_path: the run directory, where everything is kept.
@@ -78,10 +79,12 @@ class RunLog:
             tick_nimg: nimg at the last tick that the state has completed; later rows of an interrupted run are dropped.
             nimg: images shown so far.
             end: images at the end.
+            best_by: the metric that says which tick is the best.
         """
         self.run_path = run_path
         self.results = results
         self.end = end
+        self.best_by = best_by
         rows = read_history(run_path / "history.csv")
         self.rows = [row for row in rows if int(row["nimg"]) <= tick_nimg]
         # Of states that are newer than the one continued from: kept in the run directory until they are trained again.
@@ -134,8 +137,9 @@ class RunLog:
             f"sec/kimg {row['sec_per_kimg']:<7.2f} eta {format_duration(eta):<11s} "
             f"G {row['G_loss']:<6.3f} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
         )
-        if row["distance"] is not None:
-            line += f"  {row['metric']} {row['distance']:.2f}"
+        for metric in TRAIN_METRICS:
+            if row[metric] is not None:
+                line += f"  {metric} {row[metric]:.4g}"
         say(line)
 
     def add_picture(self, path: Path) -> None:
@@ -156,15 +160,13 @@ class RunLog:
         last = self.rows[-1]
         numbers = {key: float(last[key]) for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg")}
         summary = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        measured = [row for row in self.rows if row["distance"]]
+        measured = [row for row in self.rows if row.get(self.best_by)]
         alike = [row for row in measured if row["metric_digest"] == measured[-1]["metric_digest"]]
         if alike:
-            best = min(alike, key=lambda row: float(row["distance"]))
-            summary |= {
-                "distance": float(alike[-1]["distance"]),
-                "best_distance": float(best["distance"]),
-                "best_kimg": float(best["kimg"]),
-            }
+            sign = -1 if self.best_by in LARGER_IS_BETTER else 1
+            best = min(alike, key=lambda row: sign * float(row[self.best_by]))
+            summary |= {metric: float(alike[-1][metric]) for metric in TRAIN_METRICS if alike[-1].get(metric)}
+            summary |= {f"best_{self.best_by}": float(best[self.best_by]), "best_kimg": float(best["kimg"])}
         return summary
 
 
@@ -198,7 +200,7 @@ _TENSORBOARD = {
     "sec_per_kimg": "Timing/sec_per_kimg",
     "cpu_mem_gb": "Resources/cpu_mem_gb",
     "gpu_mem_gb": "Resources/peak_gpu_mem_gb",
-    "distance": "Metrics/distance",
+    **{metric: f"Metrics/{metric}" for metric in TRAIN_METRICS},
 }
 
 

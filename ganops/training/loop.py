@@ -98,18 +98,15 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     choose_ops(params.run.ops, device)
     shards = open_shards(shards_path, verify=True)
     check_data(params, shards.index)
-    yardstick = None
+    yardstick, metric_digest = None, ""
     if params.train.metric_kimg:
-        weights = root / "data" / "weights"
-        yardstick = load_yardstick(
-            statistics_path, params.stats, params.train.metric_images, shards.index.digest, device, weights
-        )
+        yardstick, metric_digest = load_yardstick(statistics_path, params, shards.index, device, root)
 
     end = end_nimg(params.train.total_kimg, params.train.batch_size)
     identity = run_identity(params.train, shards.index.digest, params.run.fresh, init_sha256(params.train))
     run = on_first_rank(lambda: open_run(root, identity, stop.check))
     state, init_from = _find_state(params, shards.index, run, end, device)
-    job = Job(params, shards, run, yardstick, stop, end, init_from)
+    job = Job(params, shards, run, yardstick, metric_digest, stop, end, init_from)
     if rank() == 0:
         check_environment(run.path, environment(device, params.run.compile))
         announce(job, state)
@@ -128,14 +125,18 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
             say(f"train: {names} start from {params.train.init_from}, kimg {init_from['kimg']}{rest}")
         origin = f"continues at kimg {state.nimg / 1000:g}" if state.nimg else "starts"
         say(f"train: {origin}, ends at kimg {end / 1000:g}")
-    log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end) if rank() == 0 else None
+    log = (
+        RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end, params.train.best_by)
+        if rank() == 0
+        else None
+    )
     try:
         if log is not None:
             publish_pictures(run, log, state.nimg)
         while not _train_until_end(job, state, log, images):
             if log is not None:  # rolled back: rows and bar go back too
                 log.close()
-                log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end)
+                log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end, params.train.best_by)
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"nimg {state.nimg}: out of memory with train.batch_gpu={params.train.batch_gpu} ({str(error).split('.')[0]}). "

@@ -1,8 +1,7 @@
-"""The distance to the real images while training: the code of ganops.metrics on a seeded sample of G_ema."""
+"""Metrics against the reference while training: the code of ganops.metrics on a seeded sample of G_ema."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,52 +9,58 @@ import torch
 from numpy.typing import NDArray
 
 from ganops.collectives import collect_rounds
-from ganops.config import StatsParams
+from ganops.config import SHARDS, Params
 from ganops.distributed import derive_seed, on_first_rank
-from ganops.errors import DataError
 from ganops.files import sha256_file
+from ganops.images.shards import ShardIndex
 from ganops.launch import rank, world_size
-from ganops.metrics.extractor import Extractor, load_extractor
-from ganops.metrics.features import Moments, Statistics, extract, load_statistics
-from ganops.metrics.frechet import frechet_distance
+from ganops.metrics.evaluate import Numbers, Yardstick, measure_sample
+from ganops.metrics.features import extract
+from ganops.metrics.statistics import (
+    check_protocols,
+    describe_protocol,
+    describe_reference,
+    load_statistics,
+    open_extractor,
+)
 from ganops.networks.sampling import generate_images, image_labels
 from ganops.networks.stylegan2_generator import Generator
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """What distances are measured with; only those of one `digest` (code, statistics, samples) are compared."""
-
-    extractor: Extractor
-    statistics: Statistics
-    batch_size: int
-    digest: str
-
-
 def load_yardstick(
-    statistics: Path, params: StatsParams, count: int, data_digest: str, device: torch.device, weights: Path
-) -> Yardstick:
-    """Loads the extractor and the statistics of the real images, to measure samples of `count` images with.
+    statistics: Path, params: Params, index: ShardIndex, device: torch.device, root: Path
+) -> tuple[Yardstick, str]:
+    """The extractor and the statistics of the reference, to measure samples with.
 
+    Args:
+        statistics: data/stats.npz.
+        params: all of params.yaml.
+        index: of the training data.
+        device: where to compute.
+        root: the repository that owns data/weights.
+    Returns:
+        The yardstick; and a digest of everything that its numbers depend on (code, statistics, count of samples): only
+        numbers of one digest are compared.
     Raises:
-        DataError: the statistics are of other data or another extractor.
+        DataError: the statistics are of other data or measured otherwise than params.yaml says.
         WeightsError: the extractor's weights are missing or wrong.
     """
-    stored = load_statistics(statistics)
-    extractor = load_extractor(params.extractor, params.extractor_sha256, device, weights)
-    for name, found, expected in (
-        ("data_digest", stored.protocol["data_digest"], data_digest),
-        ("extractor_sha256", stored.protocol["extractor_sha256"], extractor.sha256),
-        ("resizer", stored.protocol["resizer"], extractor.resizer),
-    ):
-        if found != expected:
-            raise DataError(f"{statistics}: {name} is {found}, expected {expected}. Run `dvc repro stats`.")
+    real = load_statistics(statistics)
+    extractor = open_extractor(params, device, root)
+    expected = {
+        **describe_protocol(extractor, params.stats, index.resolution, index.channels),
+        **describe_reference(params.stats),
+        **({"data_digest": index.digest} if params.stats.reference == SHARDS else {}),
+    }
+    check_protocols(real.protocol, expected)
     room = Path(__file__).parents[1] / "metrics"
     parts = [sha256_file(path) for path in sorted(room.glob("*.py"))] + [sha256_file(statistics)]
-    return Yardstick(extractor, stored, params.batch_size, f"{derive_seed(count, *parts):016x}")
+    digest = derive_seed(params.train.metric_images, *parts)
+    return Yardstick(extractor, real, params.stats.batch_size), f"{digest:016x}"
 
 
-def measure_distance(
+def measure_metrics(
+    metrics: Sequence[str],
     yardstick: Yardstick,
     G_ema: Generator,
     seed: int,
@@ -63,12 +68,13 @@ def measure_distance(
     class_counts: Sequence[int],
     batch_size: int,
     check_stop: Callable[[], None],
-) -> float:
-    """Fréchet distance of `count` images of G_ema to the real ones; the same images every time, psi 1, random noise.
+) -> Numbers:
+    """Metrics of `count` images of G_ema; the same images every time, psi 1, random noise.
 
     Every rank must come here: they share the images, and all learn the result.
 
     Args:
+        metrics: train.metrics.
         yardstick: see `load_yardstick`.
         G_ema: the averaged generator.
         seed: train.seed; the sample is a function of it.
@@ -76,6 +82,8 @@ def measure_distance(
         class_counts: the empirical law of the labels.
         batch_size: images per pass of G_ema.
         check_stop: called between batches, on every rank alike often; may raise.
+    Returns:
+        Metric -> number.
     """
     sample_seed = derive_seed(seed, "metric")
     # Dealt in pieces that both batch sizes divide, so that no batch depends on the number of ranks.
@@ -87,11 +95,8 @@ def measure_distance(
         images = generate_images(G_ema, sample_seed, indices, labels, 1.0, None, "random", batch_size)
         return np.concatenate(list(extract(yardstick.extractor, images, yardstick.batch_size)))
 
-    moments = Moments()
+    rows: list[NDArray[np.float32]] = []
     for arrived in collect_rounds(map(measure, pieces[rank() :: world_size()]), len(pieces)):
-        for features in arrived:
-            moments.append(features)
+        rows += arrived
         check_stop()
-    real = yardstick.statistics
-    ddof = int(real.protocol["ddof"])
-    return on_first_rank(lambda: frechet_distance(real.mu, real.sigma, moments.mean(), moments.covariance(ddof)))
+    return on_first_rank(lambda: measure_sample(metrics, yardstick, np.concatenate(rows), sample_seed, str))

@@ -42,6 +42,8 @@ TIMING_KEYS = frozenset(
         "snapshot_kimg",
         "metric_kimg",
         "metric_images",
+        "metrics",
+        "best_by",
         "keep_best",
         "max_nonfinite_steps",
         "max_loss",

@@ -16,9 +16,10 @@ from ganops.launch import rank, world_size
 from ganops.networks.snapshot import save_snapshot
 from ganops.networks.table import describe_networks
 from ganops.ops.kernels import use_kernels
+from ganops.protocols import LARGER_IS_BETTER, TRAIN_METRICS, metric_name
 from ganops.training.job import Job, Outputs
 from ganops.training.log import RunLog, memory_gb
-from ganops.training.measure import measure_distance
+from ganops.training.measure import measure_metrics
 from ganops.training.pictures import draw_grid, draw_reals
 from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, states_to_return_to, write_best_index
 from ganops.training.schedule import comes_due, intervals_passed
@@ -54,9 +55,9 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
         "sec_per_kimg": (now - clock.tick_started) / steps_nimg * 1000,
         "cpu_mem_gb": cpu_mem_gb,
         "gpu_mem_gb": gpu_mem_gb,
-        "distance": None,
+        **dict.fromkeys(TRAIN_METRICS),
         "metric": None,
-        "metric_digest": "" if yardstick is None else yardstick.digest,
+        "metric_digest": job.metric_digest,
         **means,
     }
     _check_health(state, train.max_nonfinite_steps, train.max_loss, means)
@@ -64,8 +65,10 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
     if comes_due(state.nimg, train.batch_size, train.image_kimg):
         draw_picture(job, state, log)
     if yardstick is not None and comes_due(state.nimg, train.batch_size, train.metric_kimg):
-        row["metric"] = yardstick.extractor.metric
-        row["distance"] = measure_distance(
+        extractor, protocol = yardstick.extractor, job.params.fid.protocol
+        row["metric"] = metric_name(train.best_by, protocol, extractor.suffix, extractor.precision)
+        row |= measure_metrics(
+            train.metrics,
             yardstick,
             state.G_ema,
             train.seed,
@@ -74,7 +77,7 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
             train.batch_gpu,
             job.stop.check_all,
         )
-        _keep_if_best(job, state, Best(state.nimg, row["metric"], row["distance"], yardstick.digest))
+        _keep_if_best(job, state, Best(state.nimg, row["metric"], row[train.best_by], job.metric_digest))
     if log is not None:
         if comes_due(state.nimg, train.batch_size, train.snapshot_kimg):
             path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
@@ -103,9 +106,15 @@ def _check_health(state: TrainingState, max_steps: int, max_loss: float, means: 
 
 
 def _keep_if_best(job: Job, state: TrainingState, new: Best) -> None:
-    """Puts a snapshot among the train.keep_best best, if it is one of them. Those of another yardstick are forgotten."""
-    alike = [best for best in state.best if best.digest == new.digest and best.nimg != new.nimg]
-    state.best = tuple(sorted([*alike, new], key=lambda best: (best.value, best.nimg)))[: job.params.train.keep_best]
+    """Puts a snapshot among the train.keep_best best, if it is one of them.
+
+    Those of another yardstick or by another metric are forgotten.
+    """
+    train = job.params.train
+    sign = -1 if train.best_by in LARGER_IS_BETTER else 1
+    kind = (new.digest, new.metric)
+    alike = [best for best in state.best if (best.digest, best.metric) == kind and best.nimg != new.nimg]
+    state.best = tuple(sorted([*alike, new], key=lambda best: (sign * best.value, best.nimg)))[: train.keep_best]
     if rank() == 0:
         if new in state.best:
             save_snapshot(job.run.best_path(new.nimg), state.G_ema, job.snapshot_metadata(state))
@@ -184,12 +193,12 @@ def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     for path in (*(run.best_path(best.nimg) for best in state.best), run.path / "best" / "index.json"):
         copy_file(path, outputs.best_folder / path.name)
     if not state.best:
-        say("train: no distance was measured; best.safetensors is the last snapshot")
+        say("train: nothing was measured; best.safetensors is the last snapshot")
         copy_file(outputs.last, outputs.best)
     else:
         best = state.best[0]
         copy_file(run.best_path(best.nimg), outputs.best)
-        say(f"train: best {best.metric} {best.value:.2f} at kimg {best.nimg / 1000:g}")
+        say(f"train: best {best.metric} {best.value:.4g} at kimg {best.nimg / 1000:g}")
     say(f"train: {run.path} holds {format_bytes(disk_bytes(run.path))}")
 
 

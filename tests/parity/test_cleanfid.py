@@ -10,8 +10,8 @@ import torch
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 
-from ganops.metrics import extractor as module
-from ganops.metrics.extractor import load_extractor
+from ganops.metrics import inception as module
+from ganops.metrics.extractor import Extractor, load_extractor
 from ganops.metrics.features import extract, measure_moments
 from ganops.metrics.frechet import frechet_distance
 from tests.standin import write_inception
@@ -36,6 +36,10 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
+def load(weights: Path) -> Extractor:
+    return load_extractor("inception-2015", "", "clean", "float32", False, CPU, weights)
+
+
 @pytest.mark.parametrize("size", [8, 64, 301])
 def test_features_equal_cleanfids(tmp_path: Path, weights: Path, size: int) -> None:
     from cleanfid import fid
@@ -45,7 +49,7 @@ def test_features_equal_cleanfids(tmp_path: Path, weights: Path, size: int) -> N
     theirs = fid.get_folder_features(
         str(path), reference, num_workers=0, batch_size=4, device=CPU, mode="clean", verbose=False
     )
-    ours = np.concatenate(list(extract(load_extractor("inception-2015", "", CPU, weights), images.split(5), 4)))
+    ours = np.concatenate(list(extract(load(weights), images.split(5), 4)))
     assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max()
 
 
@@ -54,7 +58,7 @@ def test_whole_distance_equals_cleanfids(tmp_path: Path, weights: Path) -> None:
     from cleanfid import fid
 
     wrapper = InceptionV3W(str(weights), download=False).eval()
-    extractor = load_extractor("inception-2015", "", CPU, weights)
+    extractor = load(weights)
     theirs: list[Any] = []
     ours: list[Any] = []
     for seed in (0, 1):

@@ -20,14 +20,21 @@ def test_demo(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", clone.path / "params.yaml")
     clone.commit()
     output = clone.dvc("repro", timeout_sec=1200)
-    assert stages_run(output) == ["digits", "prepare", "stats", "train", "sample", "fid"]
+    assert stages_run(output) == ["digits", "prepare", "stats", "train", "sample", "fid", "report"]
 
     with (clone.path / "results" / "train" / "history.csv").open() as file:
         distances = [float(row["distance"]) for row in csv.DictReader(file) if row["distance"]]
     assert len(distances) >= 5
     assert distances[-1] < distances[0] / 3, distances
     fid = json.loads((clone.path / "results" / "fid.json").read_text())
-    assert set(fid) == {"fd_efflite0", "protocol"}
+    name = "fd_efflite0"
+    spread = {"kd_efflite0", "kd_efflite0_std", "precision_efflite0", "recall_efflite0", "memorised_efflite0"}
+    assert set(fid) == {name, f"{name}_ci95", f"{name}_corrected", "protocol"} | spread
+    assert 0 < fid[f"{name}_ci95"] < fid[name] / 5
+    assert fid[f"{name}_corrected"] < fid[name]
+    assert 0.05 < fid["precision_efflite0"] <= 1
+    assert 0.1 < fid["recall_efflite0"] <= 1
+    assert fid["memorised_efflite0"] < 0.1
     assert fid["fd_efflite0"] == pytest.approx(distances[-1], rel=0.2)  # other samples, and more of them
 
     # Recognisable: a classifier of the real digits reads the generated ones as what they were asked to be.
@@ -35,5 +42,11 @@ def test_demo(tmp_path: Path) -> None:
     pixels = [shards.gather(np.arange(len(shards))).reshape(len(shards), -1) / 255.0 for shards in (reals, samples)]
     readable = SVC().fit(pixels[0], reals.labels).predict(pixels[1]) == samples.labels
     assert readable.mean() > 0.9
-    for name in ("results/samples/grid.png", "results/samples/truncation.png", "results/train/grids/000042.png"):
-        assert (clone.path / name).stat().st_size > 1000
+    for name in (
+        "samples/grid.png",
+        "samples/truncation.png",
+        "train/grids/000042.png",
+        "neighbours.png",
+        "report.html",
+    ):
+        assert (clone.path / "results" / name).stat().st_size > 1000

@@ -24,7 +24,7 @@ import stages.train
 from ganops.config import load_params
 from ganops.entry import load_stage
 from ganops.images.shards import open_shards
-from ganops.metrics import extractor as module
+from ganops.metrics import inception as module
 from tests.pipeline.clone import ROOT, Clone
 from tests.standin import write_inception
 
@@ -64,6 +64,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: None) ->
     place.set(
         stats__extractor="inception-2015",
         stats__batch_size=BATCH,
+        fid__protocol="clean",
         train__total_kimg=0.5,
         train__tick_kimg=0.5,
         train__image_kimg=0,
@@ -122,17 +123,19 @@ def test_whole_pipeline_measures_a_fid_equal_to_cleanfids(workplace: Clone) -> N
         main(load_stage(name))
 
     result: dict[str, Any] = json.loads(Path("results/fid.json").read_text())
-    assert set(result) == {"fid", "protocol"}
+    distance, kernel = {"fid_clean", "fid_clean_ci95", "fid_clean_corrected"}, {"kid_clean", "kid_clean_std"}
+    others = {f"{name}_inception_clean" for name in ("precision", "recall", "memorised")}
+    assert set(result) == distance | kernel | others | {"protocol"}
     protocol = result["protocol"]
     assert protocol["extractor"] == "inception-2015"
     assert protocol["extractor_sha256"] == module.INCEPTION_SHA256
-    assert protocol["resizer"] == "cleanfid-clean-299"
-    assert protocol["metric"] == "fid"
+    assert protocol["resizer"] == "pil-bicubic-antialias-299"
+    assert protocol["name"] == "fid_clean"
     assert (protocol["num_real"], protocol["num_fake"]) == (CLASSES * PER_CLASS, FAKES)
 
     with Path("results/train/history.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["metric"] == "fid"
+    assert row["metric"] == "fid_clean"
     assert float(row["distance"]) > 0
 
     samples = open_shards(Path("data/samples"), verify=True)
@@ -143,7 +146,7 @@ def test_whole_pipeline_measures_a_fid_equal_to_cleanfids(workplace: Clone) -> N
     theirs = cleanfid_distance(
         cleanfid_features(Path("data/digits"), weights), cleanfid_features(Path("fakes"), weights)
     )
-    assert result["fid"] == pytest.approx(theirs, rel=1e-4)
+    assert result["fid_clean"] == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ import pytest
 from tests.pipeline.clone import Clone, stages_run
 
 Copy = Callable[..., Clone]
-ALL = ["digits", "prepare", "stats", "train", "sample", "fid"]
+ALL = ["digits", "prepare", "stats", "train", "sample", "fid", "report"]
 
 
 def shown(clone: Clone) -> dict[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def test_editing_a_metric_never_trains(copy: Copy) -> None:
     models = clone.models()
     with (clone.path / "ganops" / "metrics" / "frechet.py").open("a") as file:
         file.write("\n# a remark\n")
-    assert stages_run(clone.dvc("repro")) == ["fid"]
+    assert stages_run(clone.dvc("repro")) == ["fid"]  # the same numbers: no new report
     with (clone.path / "ganops" / "metrics" / "features.py").open("a") as file:
         file.write("\n# a remark\n")
     output = clone.dvc("repro")
@@ -67,10 +67,11 @@ def test_editing_values_and_exp_run(copy: Copy) -> None:
     """By hand, then with -S; both rows are shown; going back trains nothing."""
     clone = copy()
     clone.set(sample__seed=5)
-    assert stages_run(clone.dvc("exp", "run", "-n", "seed5")) == ["sample", "fid"]
+    assert stages_run(clone.dvc("exp", "run", "-n", "seed5")) == ["sample", "fid", "report"]
     clone.commit()
     before = clone.models()
-    assert stages_run(clone.dvc("exp", "run", "-n", "gamma", "-S", "train.r1_gamma=1")) == ["train", "sample", "fid"]
+    output = clone.dvc("exp", "run", "-n", "gamma", "-S", "train.r1_gamma=1")
+    assert stages_run(output) == ["train", "sample", "fid", "report"]
     assert clone.models() != before
     rows = shown(clone)
     for data, gamma in ((rows["gamma"], 1), (rows["main"], 3.0)):
@@ -88,7 +89,7 @@ def test_a_raised_total_continues_and_equals_one_go(copy: Copy) -> None:
     clone = copy()
     clone.set(train__total_kimg=3)
     output = clone.dvc("repro")
-    assert stages_run(output) == ["train", "sample", "fid"]
+    assert stages_run(output) == ["train", "sample", "fid", "report"]
     assert "continues at kimg 2" in output
     assert clone.kimgs() == [0.512, 1.008, 1.504, 2.0, 2.512, 3.008]
     extended = clone.models()

@@ -50,6 +50,33 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
         ({"train.channel_base": 8}, "channel_base=8"),
         ({"train.total_kimg": float("inf")}, "train.total_kimg=inf"),
         ({"run.accept_code": "yes"}, "run.accept_code='yes'"),
+        ({"train.best_by": "recall"}, r"train.best_by=recall is not among train.metrics"),
+        ({"train.metrics": ["distance", "distance"]}, "names one metric twice"),
+        ({"train.metrics": ["distance", "ppl_wend"]}, "train.metrics="),
+        ({"fid.metrics": ["fid"]}, r"fid.metrics='fid'"),
+        ({"fid.num_fake": 9}, "fid.num_fake=9"),
+        ({"fid.protocol": "legacy"}, "legacy does not fit stats.extractor=efficientnet-lite0.*Set fid.protocol: clean"),
+        ({"stats.extractor": "net.pt"}, "clean does not fit stats.extractor=net.pt.*Set fid.protocol: none"),
+        (
+            {"stats.extractor": "net.pt", "fid.protocol": "none", "fid.metrics": ["inception_score"]},
+            "fid.metrics has inception_score, which a TorchScript file cannot give",
+        ),
+        (
+            {"fid.protocol": "fid50k_full"},
+            "stats.extractor=.efficientnet-lite0., but fid.protocol=fid50k_full is measured",
+        ),
+        (
+            {"fid.protocol": "fid50k_full", "stats.extractor": "inception-2015"},
+            "stats.ddof=1, but fid.protocol=fid50k_full is measured with 0. Set stats.ddof: 0, or fid.protocol: legacy",
+        ),
+        (
+            {"fid.protocol": "fid50k", "stats.extractor": "inception-2015", "stats.ddof": 0},
+            "stats.num_real=null, but fid.protocol=fid50k is measured with 50000",
+        ),
+        (
+            {"fid.metrics": ["class_recall"], "stats.reference": "test.zip"},
+            "fid.metrics has class_recall, which needs train.conditional: true and stats.reference: data/shards",
+        ),
     ],
 )
 def test_mistakes_name_the_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

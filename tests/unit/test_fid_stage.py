@@ -1,99 +1,191 @@
-"""The stages stats and fid on a small set, with a stand-in in the place of the Inception file."""
+"""The stages stats and fid and the tool evaluate on a small set, with a stand-in in the place of the Inception file."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from PIL import Image
 
 from ganops.config import Params, load_params
+from ganops.distributed import make_generator
 from ganops.entry import Stage
 from ganops.errors import DataError
-from ganops.images.shards import ShardWriter
-from ganops.metrics import extractor as module
+from ganops.evaluation.images import evaluate_images
+from ganops.images.shards import ShardWriter, open_shards
+from ganops.metrics import inception
+from ganops.metrics.statistics import load_statistics
+from ganops.networks.snapshot import save_snapshot
+from ganops.networks.stylegan2_generator import Generator
+from ganops.protocols import METRICS
 from stages import fid, stats
 from tests.standin import write_inception, write_standin
 
 ROOT = Path(__file__).parents[2]
+FAKES = 20
+PATHS = (
+    "data/shards",
+    "data/samples",
+    "data/stats.npz",
+    "models/last.safetensors",
+    "results/fid.json",
+    "results/neighbours.png",
+)
+NUMBERS = [
+    "fd_net",
+    "fd_net_ci95",
+    "fd_net_corrected",
+    "kd_net",
+    "kd_net_std",
+    "memorised_net",
+    "precision_net",
+    "recall_net",
+]
 
 
 def write_images(folder: Path, seed: int, count: int, source: dict[str, object], size: int = 8) -> str:
-    """Random grey images as shards; their digest."""
-    images = np.random.default_rng(seed).integers(0, 256, (count, 1, size, size), dtype=np.uint8) // (seed + 1)
-    with ShardWriter(folder, 16, size, 1, (), {}) as writer:
-        writer.append(images, np.zeros(count, np.int64))
+    """Random grey images of three classes as shards; their digest."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 1, size, size), dtype=np.uint8) // (seed + 1)
+    with ShardWriter(folder, 16, size, 1, ("a", "b", "c"), {}) as writer:
+        writer.append(images, rng.integers(0, 3, count))
         return writer.close(source).digest
 
 
-def make_stage(root: Path, name: str, **values: object) -> Stage:
-    params: Params = load_params(ROOT / "params.yaml")
-    section = params.stats.model_copy(update={"batch_size": 8, "keep_features": 10, **values})
-    fakes = params.fid.model_copy(update={"num_fake": 20})
-    paths = tuple(root / path for path in ("data/shards", "data/samples", "data/stats.npz", "results/fid.json"))
-    return Stage(name, params.model_copy(update={"stats": section, "fid": fakes}), paths, root)
+def make_params(root: Path, **changes: object) -> Params:
+    """params.yaml with `section__key=value` changed, read and checked as a user's."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "pipeline" / "params.yaml").read_text())
+    small: dict[str, object] = {"stats__batch_size": 8, "stats__keep_features": 10, "fid__num_fake": FAKES}
+    for name, value in (small | changes).items():
+        section, key = name.split("__")
+        values[section][key] = value
+    (root / "params.yaml").write_text(yaml.safe_dump(values))
+    return load_params(root / "params.yaml")
+
+
+def make_stage(root: Path, name: str, **changes: object) -> Stage:
+    params = make_params(root, **changes)
+    paths = dict.fromkeys(Path(path) for path in (*PATHS, params.stats.reference))
+    return Stage(name, params, tuple(paths), root)
+
+
+def run_both(root: Path, **changes: object) -> dict[str, Any]:
+    stats.main(make_stage(root, "stats", **changes))
+    fid.main(make_stage(root, "fid", **changes))
+    result: dict[str, Any] = json.loads(Path("results/fid.json").read_text())
+    return result
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     digest = write_images(tmp_path / "data" / "shards", 0, 30, {})
     write_images(tmp_path / "data" / "samples", 1, 25, {"training": {"data_digest": digest, "kimg": 3.0}})
     return tmp_path
 
 
-def test_only_inception_gives_fid(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(module, "INCEPTION_SHA256", write_inception(root / "data" / "weights" / module.INCEPTION_FILE))
-    stats.main(make_stage(root, "stats", extractor="inception-2015"))
-    fid.main(make_stage(root, "fid", extractor="inception-2015"))
-    result = json.loads((root / "results" / "fid.json").read_text())
-    assert sorted(result) == ["fid", "protocol"]
-    protocol = result["protocol"]
-    assert protocol["resizer"] == "cleanfid-clean-299"
-    assert (protocol["num_real"], protocol["num_fake"], protocol["num_features"]) == (30, 20, 2048)
-    assert protocol["num_fake_below_dimension"] is True
-    assert protocol["samples"]["training"]["kimg"] == 3.0
-    assert sorted(protocol["versions"]) == ["clean-fid", "numpy", "pillow", "torch"]
-    said = capsys.readouterr().out
-    assert "fid: fewer images than the 2048 features" in said
-    assert said.splitlines()[-1].startswith("fid: fid = ")
-    assert str(root) not in (root / "results" / "fid.json").read_text()
-
-
 @pytest.fixture
 def network(root: Path) -> dict[str, object]:
-    sha256 = write_standin(root / "net.pt")
-    return {"extractor": str(root / "net.pt"), "extractor_sha256": sha256}
+    return {"stats__extractor": "net.pt", "stats__extractor_sha256": write_standin(root / "net.pt")}
+
+
+@pytest.mark.parametrize("protocol", ["clean", "legacy"])
+def test_only_inception_gives_fid(
+    root: Path, protocol: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha256 = write_inception(root / "data" / "weights" / inception.INCEPTION_FILE)
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", sha256)
+    result = run_both(root, stats__extractor="inception-2015", fid__protocol=protocol)
+    assert {f"fid_{protocol}", f"kid_{protocol}", f"precision_inception_{protocol}"} < set(result)
+    assert "fid" not in result
+    about = result["protocol"]
+    assert about["resizer"] == {"clean": "pil-bicubic-antialias-299", "legacy": "tf1-bilinear-299"}[protocol]
+    assert about["extractor_sha256"] == sha256
+    assert (about["num_real"], about["num_fake"], about["num_features"]) == (30, FAKES, 2048)
+    assert about["num_fake_below_dimension"] is True
+    assert about["samples"]["training"]["kimg"] == 3.0
+    said = capsys.readouterr().out
+    assert "fid: fewer images than the 2048 features" in said
+    assert f"fid: fid_{protocol} = " in said
+    assert str(root) not in Path("results/fid.json").read_text()
 
 
 def test_equal_runs_write_equal_bytes(root: Path, network: dict[str, object]) -> None:
     written = []
     for _ in range(2):
-        stats.main(make_stage(root, "stats", **network))
-        fid.main(make_stage(root, "fid", **network))
-        written.append([(root / path).read_bytes() for path in ("data/stats.npz", "results/fid.json")])
+        result = run_both(root, **network)
+        written.append([Path(path).read_bytes() for path in ("data/stats.npz", *PATHS[-2:])])
     assert written[0] == written[1]
-    result = json.loads(written[0][1])
-    assert sorted(result) == ["fd_net", "protocol"]
+    assert sorted(result) == sorted([*NUMBERS, "protocol"])
+    assert all(isinstance(result[name], float) for name in NUMBERS)
     assert result["protocol"]["num_fake_below_dimension"] is False
+    picture = np.asarray(Image.open("results/neighbours.png"))
+    assert picture.shape == (
+        16 * 50 - 2,
+        6 * 50 - 2,
+    )  # rows of a sample and five neighbours, 8 px shown six times as large
 
 
 def test_stats_keeps_features_of_the_whole_set(root: Path, network: dict[str, object]) -> None:
-    rows = []
+    kept = []
     for keep in (30, 10):
-        stats.main(make_stage(root, "stats", keep_features=keep, **network))
-        with np.load(root / "data" / "stats.npz") as file:
-            rows.append(file["features"])
-    assert np.array_equal(rows[1], rows[0][::3])
+        stats.main(make_stage(root, "stats", stats__keep_features=keep, **network))
+        kept.append(load_statistics(Path("data/stats.npz")))
+    assert np.array_equal(kept[1].features, kept[0].features[::3])
+    assert kept[1].places.tolist() == list(range(0, 30, 3))
+    labels = open_shards(Path("data/shards"), verify=False).labels
+    assert np.array_equal(kept[1].labels, labels[::3])
+
+
+def test_fewer_and_mirrored_references(root: Path, network: dict[str, object]) -> None:
+    found = {}
+    for name, changes in {
+        "all": {},
+        "half": {"stats__num_real": 15},
+        "mirrored": {"stats__xflip": True},
+    }.items():
+        stats.main(make_stage(root, "stats", stats__keep_features=30, **changes, **network))
+        found[name] = load_statistics(Path("data/stats.npz"))
+    assert [found[name].num for name in found] == [30, 15, 60]
+    assert np.array_equal(found["half"].features, found["all"].features[::2])
+    np.testing.assert_allclose(found["half"].mu, found["all"].features[::2].mean(0, dtype=np.float64), rtol=1e-9)
+    assert np.array_equal(found["mirrored"].features, found["all"].features)
+    images = open_shards(Path("data/shards"), verify=False).gather(np.arange(30))
+    write = Path("mirrored")
+    write.mkdir()
+    for index, image in enumerate(np.concatenate([images, images[..., ::-1]])):
+        Image.fromarray(image[0]).save(write / f"{index:02d}.png")
+    stats.main(make_stage(root, "stats", stats__reference="mirrored", **network))
+    folder = load_statistics(Path("data/stats.npz"))
+    np.testing.assert_allclose(folder.mu, found["mirrored"].mu, rtol=1e-12)
+    np.testing.assert_allclose(folder.sigma, found["mirrored"].sigma, atol=1e-12)
+    with pytest.raises(DataError, match=r"holds 30 images, but 31 are to be measured"):
+        stats.main(make_stage(root, "stats", stats__num_real=31, **network))
 
 
 def test_statistics_of_other_data_or_another_protocol_are_refused(root: Path, network: dict[str, object]) -> None:
     stats.main(make_stage(root, "stats", **network))
-    other = {"extractor": str(root / "other.pt"), "extractor_sha256": write_standin(root / "other.pt")}
-    with pytest.raises(DataError, match=r"^extractor is net\.pt in .*but other\.pt"):
-        fid.main(make_stage(root, "fid", **other))
-    with pytest.raises(DataError, match="^ddof is 1"):
-        fid.main(make_stage(root, "fid", ddof=0, **network))
+    sha256 = write_standin(root / "other.pt")
+    for changes, message in (
+        (
+            {"stats__extractor": "other.pt", "stats__extractor_sha256": sha256},
+            r"^extractor is net\.pt in .*but other\.pt",
+        ),
+        ({"stats__ddof": 0}, "^ddof is 1"),
+        ({"stats__batch_size": 4}, "^batch_size is 8"),
+        ({"stats__num_real": 20}, "^num_real_asked is all .* but 20"),
+        ({"stats__xflip": True}, "^xflip is False .* but True"),
+    ):
+        with pytest.raises(DataError, match=message):
+            fid.main(make_stage(root, "fid", **(network | changes)))
     samples = root / "data" / "samples"
     write_images(samples, 1, 25, {"training": {"data_digest": "0" * 64}})
     with pytest.raises(DataError, match="^data_digest is"):
@@ -108,3 +200,89 @@ def test_statistics_of_other_data_or_another_protocol_are_refused(root: Path, ne
     with pytest.raises(DataError, match="num_fake=20, but data/samples has 19"):
         fid.main(make_stage(root, "fid", **network))
     assert not (root / "results").exists()
+
+
+def test_every_metric_at_once(root: Path) -> None:
+    rng = make_generator(torch.device("cpu"), 0, "G")
+    G = Generator(
+        z_dim=4, c_dim=3, w_dim=4, resolution=8, img_channels=1, mapping_layers=1, mapping_lr_multiplier=0.01,
+        channel_base=32, channel_max=4, architecture="skip", precision="float32", low_precision_resolutions=0,
+        conv_clamp=None, rng=rng,
+    )  # fmt: skip
+    save_snapshot(root / "models" / "last.safetensors", G, {"class_counts": [10, 10, 10]})
+    names = list(METRICS)
+    changes = {
+        "fid__metrics": names,
+        "fid__protocol": "clean",
+        "stats__extractor": "efficientnet-lite0",
+        "stats__keep_features": 30,
+    }
+    result = run_both(root, **changes)
+    for name in (
+        "kd",
+        "precision",
+        "density",
+        "coverage",
+        "is",
+        "fd_infinity",
+        "class_distance",
+        "ppl_wend",
+        "ppl_wfull",
+    ):
+        assert np.isfinite(result[f"{name}_efflite0"]), name
+    assert sorted(result["classes"]) == ["a", "b", "c"]
+    assert sum(numbers["num_fake"] for numbers in result["classes"].values()) == FAKES
+    assert result["protocol"]["perceptual"]["name"] == "efflite0"
+    assert result["ppl_wfull_efflite0"] > 0
+
+
+def test_evaluating_a_folder_gives_the_pipelines_digits(
+    root: Path, network: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_both(root, **network)
+    params = make_params(root, **network)
+    samples = open_shards(Path("data/samples"), verify=False).gather(np.arange(FAKES))
+    reals = open_shards(Path("data/shards"), verify=False).gather(np.arange(30))
+    with zipfile.ZipFile("samples.zip", "w") as archive:
+        for name, images in (("samples", samples), ("reals", reals)):
+            Path(name).mkdir()
+            for index, image in enumerate(images):
+                Image.fromarray(image[0]).save(f"{name}/{index:03d}.png")
+                if name == "samples":
+                    archive.write(f"{name}/{index:03d}.png")
+    for source in ("samples", "samples.zip"):
+        found = evaluate_images(Path(source), Path("data/stats.npz"), params, root)
+        assert {name: found[name] for name in NUMBERS} == {name: result[name] for name in NUMBERS}
+    found = evaluate_images(Path("samples"), Path("reals"), params, root)
+    others = [name for name in NUMBERS if name != "memorised_net"]  # of a folder nobody knows what was trained on
+    assert {name: found[name] for name in others} == {name: result[name] for name in others}
+    assert "memorised_net" not in found
+    found = evaluate_images(Path("data/samples"), Path("data/shards"), params, root)
+    assert found["protocol"]["num_fake"] == 25
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save("samples/999.png")
+    with pytest.raises(DataError, match="^resolution is 8 .* but mixed"):
+        evaluate_images(Path("samples"), Path("data/stats.npz"), params, root)
+    shutil.copy("params.yaml", "samples/998.png")
+    with pytest.raises(DataError, match=r"^samples: 998\.png"):
+        evaluate_images(Path("samples"), Path("data/stats.npz"), params, root)
+    with pytest.raises(DataError, match="not found"):
+        evaluate_images(Path("nowhere"), Path("data/stats.npz"), params, root)
+
+
+def test_the_tool_prints_json_and_ends_mistakes_in_a_line(root: Path, network: dict[str, object]) -> None:
+    stats.main(make_stage(root, "stats", **network))
+
+    def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "stages.evaluate", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+    done = evaluate("data/samples", "data/stats.npz", "found.json")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((root / "found.json").read_text())
+    assert json.loads(done.stdout[: done.stdout.rindex("}") + 1]) == written
+    assert "evaluate: fd_net = " in done.stdout
+    wrong = evaluate("nowhere", "data/stats.npz")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (1, 1), wrong.stderr
+    assert wrong.stderr.startswith("evaluate: nowhere not found")
+    assert evaluate("one").stderr.startswith("usage: ")

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 from numpy.typing import NDArray
 
-from ganops.metrics.frechet import frechet_distance
+from ganops.metrics.frechet import distance_to, frechet_distance, frechet_distance_of_rows, make_reference
 
 Array = NDArray[np.float64]
 
@@ -90,3 +90,49 @@ def test_point_masses() -> None:
 def test_refuses_nonsense(bad: Array) -> None:
     with pytest.raises(ValueError, match=r"not finite|do not fit"):
         frechet_distance(bad, np.eye(3), np.zeros(3), np.eye(3))
+
+
+def test_one_reference_for_many() -> None:
+    reference = make_reference(*gaussian(1, 32, 20)[:2])
+    for seed, rows in ((2, 100), (3, 12), (4, 32)):
+        other = gaussian(seed, 32, rows)
+        expected = frechet_distance(*other[:2], reference.mu, reference.sigma)
+        assert distance_to(reference, *other[:2]) == expected
+        assert expected == pytest.approx(by_nuclear_norm(gaussian(1, 32, 20), other), rel=1e-8)
+    assert reference.root.shape == (32, 19)  # twenty samples
+
+
+def test_reference_refuses_nonsense() -> None:
+    reference = make_reference(np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match="do not fit 3 features"):
+        distance_to(reference, np.zeros(4), np.eye(4))
+    with pytest.raises(ValueError, match="not finite"):
+        distance_to(reference, np.zeros(3), np.full((3, 3), np.inf))
+
+
+@pytest.mark.parametrize(("rows1", "rows2"), [(300, 400), (20, 400), (400, 20), (20, 30), (2, 5), (64, 65), (1, 9)])
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_rows_equal_moments(rows1: int, rows2: int, ddof: int) -> None:
+    ddof = min(ddof, rows1 - 1)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((rows, 64)).astype(np.float32) + 3 for rows in (rows1, rows2))
+    moments = [f for z in (x, y) for f in (z.mean(0, dtype=np.float64), np.cov(z.T.astype(np.float64), ddof=ddof))]
+    # The fast way through moments is right to 1e-8 (above).
+    assert frechet_distance_of_rows(x, y, ddof) == pytest.approx(frechet_distance(*moments), rel=1e-8)
+
+
+def test_rows_are_exact_where_moments_are_not() -> None:
+    """Two images each: a closed form, of rank one. In directions u and v: |u|^2 + |v|^2 - 2 |u.v|."""
+    rng = np.random.default_rng(0)
+    u, v, middle, step = rng.standard_normal((4, 500))
+    value = frechet_distance_of_rows(np.stack([middle + u, middle - u]), np.stack([step + v, step - v]), ddof=0)
+    assert value == pytest.approx(((middle - step) ** 2).sum() + u @ u + v @ v - 2 * abs(u @ v), rel=1e-13)
+
+
+def test_rows_refuse_nonsense() -> None:
+    rows = np.ones((5, 3))
+    for bad in (np.ones((5, 4)), np.ones((1, 3)), np.ones(3)):
+        with pytest.raises(ValueError, match="do not fit, or are too few"):
+            frechet_distance_of_rows(rows, bad, 1)
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance_of_rows(rows, rows * np.nan, 1)

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
+from ganops.protocols import TRAIN_METRICS
 from ganops.training.log import COLUMNS, RunLog, format_duration
 
 
 def row(nimg: int, distance: float | None = None, digest: str = "a") -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(COLUMNS, 0.5)
     return values | {
-        "tick": nimg // 100, "nimg": nimg, "kimg": nimg / 1000, "distance": distance,
+        "tick": nimg // 100, "nimg": nimg, "kimg": nimg / 1000, **dict.fromkeys(TRAIN_METRICS), "distance": distance,
         "metric": None if distance is None else "fd_x", "metric_digest": digest, "pl_penalty": None,
     }  # fmt: skip
 
 
-def open_log(tmp_path: Path, tick_nimg: int) -> RunLog:
+def open_log(tmp_path: Path, tick_nimg: int, best_by: str = "distance") -> RunLog:
     (tmp_path / "results").mkdir(exist_ok=True)
-    return RunLog(tmp_path / "run", tmp_path / "results", tick_nimg, tick_nimg, 1000)
+    return RunLog(tmp_path / "run", tmp_path / "results", tick_nimg, tick_nimg, 1000, best_by)
 
 
 def kept(path: Path) -> list[int]:
@@ -40,6 +41,16 @@ def log_of_three(tmp_path: Path) -> Path:
 def test_summary_names_last_and_best(log_of_three: Path) -> None:
     summary = json.loads((log_of_three / "results" / "metrics.json").read_text())
     assert (summary["distance"], summary["best_distance"], summary["best_kimg"]) == (5.0, 3.0, 0.2)
+
+
+def test_the_best_by_another_metric(tmp_path: Path) -> None:
+    log = open_log(tmp_path, 0, "recall")
+    for nimg, recall in ((100, 0.2), (200, 0.4), (300, 0.3)):
+        log.add_row(row(nimg, 5.0) | {"recall": recall}, 1.0, 0)
+    log.close()
+    summary = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert (summary["recall"], summary["best_recall"], summary["best_kimg"]) == (0.3, 0.4, 0.2)
+    assert "best_distance" not in summary
 
 
 def test_resuming_without_a_step_left_writes_everything_again(log_of_three: Path) -> None:

@@ -38,7 +38,7 @@ def no_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 KEYS = sorted(tiny_params().model_dump())
 CHANGED = {
     "G_architecture": "resnet", "D_architecture": "orig", "precision": "bfloat16", "conv_clamp": 256.0, "ema_rampup": 0.05,
-    "init_from": "x.safetensors",
+    "init_from": "x.safetensors", "metrics": ["kid"], "best_by": "kid",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Whole evaluations: of the pipeline's samples, and of any folder of images."""
