@@ -24,14 +24,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.features import write_network
 from bench.report import report
 from bench.states import states
 from ganops.config import TrainParams, load_params
 from ganops.distributed import configure_numerics, select_device
 from ganops.images.dataset import Batch
-from ganops.metrics import extractor as module
-from ganops.metrics.extractor import Extractor, load_extractor
+from ganops.metrics import inception
+from ganops.metrics.extractor import EFFLITE0_SIZE, Extractor, load_extractor
+from ganops.metrics.resize import resize_images
 from ganops.ops.__main__ import FORMATS, OPS, SIZES, measure_op
 from ganops.ops.kernels import OpsMode, choose_ops, use_kernels
 from ganops.training import step
@@ -39,6 +39,7 @@ from ganops.training.compiled import CompileMode, compile_networks
 from ganops.training.schedule import phase_is_due
 from ganops.training.state import initial_state
 from ganops.training.step import train_step
+from tests.standin import write_full_inception
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SEC = 450.0  # of measuring; what is left of eight minutes is for starting and ending
@@ -57,6 +58,12 @@ WARM_UP, MOST_WARM_UP = 2, 12
 STEPS = 16  # one period of r1_interval, four of pl_interval; before, in the first warm-up step, all phases run
 PHASES = ("Gmain", "Gpl", "Dmain", "Dr1")
 FEATURE_BATCH, FEATURE_BATCHES, FEATURE_PX = 64, 8, 256
+FEATURE_KINDS = (
+    ("clean", "float32", False),
+    ("legacy", "float32", False),
+    ("clean", "bfloat16", False),
+    ("clean", "float32", True),
+)
 
 
 class OutOfTime(BaseException):
@@ -303,24 +310,33 @@ def op_rows(size: tuple[int, int, int], device: torch.device) -> Iterator[str]:
             yield cost.describe() + ("" if cost.kernel_sec is None else goal)
 
 
-def features(extractor: Extractor, name: str) -> str:
+def features(extractor: Extractor, resize: tuple[int, str], name: str) -> str:
     """One row on one extractor; images come from the CPU's memory, as they do from shards."""
     rng = torch.Generator().manual_seed(0)
     shape = [FEATURE_BATCH, CHANNELS, FEATURE_PX, FEATURE_PX]
     images: Tensor = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
     seconds_of(lambda: extractor.features(images), 2)
-    rate = FEATURE_BATCHES * FEATURE_BATCH / seconds_of(lambda: extractor.features(images), FEATURE_BATCHES)
-    return f"features, {name}, {FEATURE_PX} px, batch {FEATURE_BATCH}: {rate:.0f} img/s"
+    whole = seconds_of(lambda: extractor.features(images), FEATURE_BATCHES)
+    before = seconds_of(lambda: resize_images(images.to(extractor.device), *resize), FEATURE_BATCHES)
+    return (
+        f"features, {name}, {FEATURE_PX} px, batch {FEATURE_BATCH}: {FEATURE_BATCHES * FEATURE_BATCH / whole:.0f} img/s; "
+        f"the network's share {1 - before / whole:.0%}"
+    )
 
 
 def extractors(device: torch.device) -> Iterator[str]:
-    yield features(load_extractor("efficientnet-lite0", "", device, Path()), "efficientnet-lite0")
+    lite = load_extractor("efficientnet-lite0", "", "clean", "float32", False, device, Path())
+    yield features(lite, (EFFLITE0_SIZE, "clean"), "efficientnet-lite0")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
-        sha256 = write_network(Path(folder) / module.INCEPTION_FILE)
-        with mock.patch.object(module, "INCEPTION_SHA256", sha256):
-            extractor = load_extractor("inception-2015", "", device, Path(folder))
-    yield features(extractor, "inception-2015's size with random weights, resize on one CPU core")
+        sha256 = write_full_inception(Path(folder) / inception.INCEPTION_FILE)[0]
+        with mock.patch.object(inception, "INCEPTION_SHA256", sha256):
+            for resize, precision, compiled in FEATURE_KINDS:
+                kind = f"{resize}, {precision}{', compiled' if compiled else ''}"
+                extractor = load_extractor("inception-2015", "", resize, precision, compiled, device, Path(folder))
+                yield features(
+                    extractor, (inception.INCEPTION_SIZE, resize), f"inception-2015 (random weights), {kind}"
+                )
 
 
 def fill(table: Table, device: torch.device) -> None:
@@ -343,7 +359,7 @@ def fill(table: Table, device: torch.device) -> None:
         train_all(table, [*kinds, Setup(256, precision="float32", tf32=False)], numbers, device, took)
     train_all(table, [Setup(resolution, kernels=False) for resolution in GOALS], training, device, took)
     table.measure(saving, "states", 20, lambda: states(device))
-    table.measure(extracting, "features", 40, lambda: extractors(device))
+    table.measure(extracting, "features", 100, lambda: extractors(device))
     compiled = [Setup(resolution, kernels=kernels, compiled="main") for resolution in (256, 1024, 512, 128)]
     train_all(table, compiled, training, device, took)
     table.rows[training].sort()

@@ -1,7 +1,6 @@
 """The two resizes: the numbers of Pillow's float filter and of TensorFlow 1's bilinear one, at any size."""
 
 from collections.abc import Callable
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -108,15 +107,3 @@ def test_what_protocols_call_them() -> None:
     assert resizer_id("clean", 299) == "pil-bicubic-antialias-299"
     assert resizer_id("legacy", 299) == "tf1-bilinear-299"
     assert resizer_id("none", 299) == "none"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("resize", ["clean", "legacy"])
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 32), (31, 77), (512, 640)])
-def test_a_gpu_gives_the_same(height: int, width: int, resize: str) -> None:
-    images = noise(height, width)
-    with mock.patch.object(torch.backends.cuda.matmul, "allow_tf32", False):  # as every extractor has it
-        on_gpu = resize_images(images.cuda(), 299, resize)
-    assert on_gpu.is_cuda
-    assert float((on_gpu.cpu() - resize_images(images, 299, resize)).abs().max()) < GREY
