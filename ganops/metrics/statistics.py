@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganops.config import FEWEST, SHARDS, Params, StatsParams
-from ganops.errors import DataError
+from ganops.errors import DataError, WeightsError
 from ganops.files import write_bytes
 from ganops.images.folder import FolderImages, open_folder
 from ganops.images.shards import INDEX_NAME, ShardIndex, Shards, open_shards
@@ -80,12 +80,18 @@ def open_extractor(params: Params, device: torch.device, root: Path) -> Extracto
     """The feature network that params.yaml names, with the resize of fid.protocol; weights lie in root/data/weights.
 
     Raises:
-        WeightsError: see `load_extractor`.
+        WeightsError: see `load_extractor`; or it lacks what a listed metric needs.
     """
     p, weights = params.stats, root / "data" / "weights"
     resize = resize_of(params.fid.protocol)
     compiled = params.run.compile_extractor
-    return load_extractor(p.extractor, p.extractor_sha256, resize, p.precision, compiled, device, weights)
+    extractor = load_extractor(p.extractor, p.extractor_sha256, resize, p.precision, compiled, device, weights)
+    if extractor.classify is None and "inception_score" in (*params.fid.metrics, *params.train.metrics):
+        raise WeightsError(
+            f"inception_score is listed in fid.metrics or train.metrics, but the file of {extractor.name} in {weights} "
+            "does not show its classes. Remove it from the lists, or use the other file (docs/metrics.md)."
+        )
+    return extractor
 
 
 def open_images(source: Path, params: Params, channels: Literal[1, 3, 4] | None = None) -> Shards | FolderImages:

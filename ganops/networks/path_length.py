@@ -3,7 +3,6 @@
 Source: Karras et al. 2019, section 4.1; in w and at the end points as in Karras et al. 2020.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from ganops.launch import rank, world_size
 from ganops.networks.sampling import CPU, image_labels, one_hot
 from ganops.networks.snapshot import load_snapshot
 from ganops.networks.stylegan2_generator import Generator
+from ganops.precision import full_float32
 
 PathSampling = Literal["end", "full"]
 PATH_EPSILON = 1e-4  # Karras et al. 2019, section 4.1
@@ -147,7 +147,7 @@ def _draw_pairs(
     c = one_hot(torch.cat([labels, labels[-1:].expand(missing)]).to(device), G.c_dim)
     z = torch.stack([torch.randn(2, G.z_dim, generator=make_generator(CPU, seed, "path z", i)) for i in padded])
     z = z.to(device)
-    with _without_tf32():
+    with full_float32():  # TensorFloat-32 has ten bits, the step thirteen
         w0, w1 = G.mapping(z[:, 0], c), G.mapping(z[:, 1], c)
         start = w0
         if sampling == "full":
@@ -164,16 +164,3 @@ def _synthesize(G: Generator, w: Tensor, seed: int, indices: list[int]) -> Tenso
     noise = [make_generator(w.device, seed, "path noise", index) for index in indices]
     img: Tensor = G.synthesis(G.truncate(w, 1.0, None), "random", noise)
     return img.float()
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """For as long as the block lasts CUDA computes float32 as float32: TensorFloat-32 has ten bits, the step thirteen."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    cudnn.deterministic = True  # the same kernel for both ends
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before

@@ -16,6 +16,7 @@ from ganops.images.shards import ShardIndex
 from ganops.launch import rank, world_size
 from ganops.metrics.evaluate import Numbers, Yardstick, measure_sample
 from ganops.metrics.features import extract
+from ganops.metrics.perceptual import load_perceptual
 from ganops.metrics.statistics import (
     check_protocols,
     describe_protocol,
@@ -25,6 +26,7 @@ from ganops.metrics.statistics import (
 )
 from ganops.networks.sampling import generate_images, image_labels
 from ganops.networks.stylegan2_generator import Generator
+from ganops.protocols import OF_GENERATOR
 
 
 def load_yardstick(
@@ -47,6 +49,8 @@ def load_yardstick(
     """
     real = load_statistics(statistics)
     extractor = open_extractor(params, device, root)
+    if any(metric in params.fid.metrics for metric in OF_GENERATOR):  # had before days of training, not missed after
+        load_perceptual(params.stats.extractor, torch.device("cpu"), root / "data" / "weights")
     expected = {
         **describe_protocol(extractor, params.stats, index.resolution, index.channels),
         **describe_reference(params.stats),
