@@ -6,7 +6,6 @@ in params.yaml says what it means; docs/params.md is checked against this file b
 
 import difflib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,15 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ganops.errors import ParamsError
-from ganops.protocols import (
-    OF_CLASSES,
-    OF_GENERATOR,
-    MetricName,
-    ProtocolName,
-    TrainMetricName,
-    preset_conflict,
-    resize_of,
-)
+from ganops.protocols import MetricName, ProtocolName, TrainMetricName, conflict_of_metrics
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -36,9 +27,7 @@ FROM_SCRATCH = (
     "presets/from_scratch"  # train.init_from when training starts from random weights: DVC needs a file there
 )
 
-EXTRACTORS = ("inception-2015", "efficientnet-lite0")  # built in; anything else is a TorchScript file
 FEWEST = 10  # images that anything is measured of: neighbours of five, blocks that one can leave out
-SHARDS = "data/shards"  # stats.reference when the reference is the training images
 
 
 class Section(BaseModel):
@@ -262,7 +251,9 @@ class Params(Section):
             raise ValueError(
                 f"fid.num_fake={self.fid.num_fake} is more than sample.count={self.sample.count}. Sample at least as many."
             )
-        self._check_metrics()
+        conflict = conflict_of_metrics(self.model_dump())
+        if conflict:
+            raise ValueError(conflict)
         blocks = self.prepare.resolution.bit_length() - 3
         if self.train.D_freeze_blocks > blocks:
             raise ValueError(
@@ -275,43 +266,6 @@ class Params(Section):
                 f"{self.prepare.resolution} (a layer has channel_base / resolution of them). Raise it."
             )
         return self
-
-    def _check_metrics(self) -> None:
-        """That everything asked for can be measured, so that it is said at the start and not at the end."""
-        conflict = preset_conflict(self.model_dump())
-        if conflict:
-            raise ValueError(conflict)
-        resize, extractor, built_in = (
-            resize_of(self.fid.protocol),
-            self.stats.extractor,
-            self.stats.extractor in EXTRACTORS,
-        )
-        expected = "none" if not built_in else "clean"
-        if resize != expected and not (resize == "legacy" and extractor == "inception-2015"):
-            raise ValueError(
-                f"fid.protocol={self.fid.protocol} does not fit stats.extractor={extractor}: legacy is a resize of "
-                "inception-2015, and images reach a TorchScript file as they are (none). "
-                f"Set fid.protocol: {expected}."
-            )
-        lists: tuple[tuple[str, Sequence[str]], ...] = (
-            ("fid.metrics", self.fid.metrics),
-            ("train.metrics", self.train.metrics),
-        )
-        for name, listed in lists:
-            if len(set(listed)) < len(listed):
-                raise ValueError(f"{name}={listed} names one metric twice. Name each once.")
-            lacking = [metric for metric in ("inception_score", *OF_GENERATOR) if metric in listed]
-            if lacking and not built_in:
-                raise ValueError(
-                    f"{name} has {lacking[0]}, which a TorchScript file cannot give (no classes, no layers to compare). "
-                    f"Remove it, or set stats.extractor to one of {', '.join(EXTRACTORS)}."
-                )
-            of_classes = [metric for metric in OF_CLASSES if metric in listed]
-            if of_classes and not (self.train.conditional and self.stats.reference == SHARDS):
-                raise ValueError(
-                    f"{name} has {of_classes[0]}, which needs train.conditional: true and stats.reference: {SHARDS}. "
-                    "Remove it, or set these."
-                )
 
 
 class _Loader(yaml.SafeLoader):

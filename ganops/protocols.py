@@ -3,9 +3,11 @@
 A preset's name says which values params.yaml must have; the values themselves stand there. Nothing here computes.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 # Of one feature pass over the samples; the last two need the generator itself.
@@ -27,6 +29,8 @@ MetricName = Literal[
 TrainMetricName = Literal["distance", "kid", "precision", "recall", "density", "coverage", "inception_score"]
 METRICS: tuple[str, ...] = get_args(MetricName)
 TRAIN_METRICS: tuple[str, ...] = get_args(TrainMetricName)
+EXTRACTORS = ("inception-2015", "efficientnet-lite0")  # built in; anything else is a TorchScript file
+SHARDS = "data/shards"  # stats.reference when the reference is the training images
 OF_CLASSES = ("class_distance", "class_recall")
 OF_GENERATOR = ("ppl_wend", "ppl_wfull")
 LARGER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score", "class_recall"})
@@ -97,7 +101,7 @@ def preset_conflict(params: Mapping[str, Mapping[str, Any]]) -> str | None:
     expected = {
         "stats.extractor": "inception-2015",
         "stats.precision": "float32",
-        "stats.reference": "data/shards",
+        "stats.reference": SHARDS,
         "stats.ddof": preset.ddof,
         "stats.num_real": preset.num_real,
         "stats.xflip": params["train"]["xflip"] if preset.xflip is None else preset.xflip,
@@ -110,10 +114,78 @@ def preset_conflict(params: Mapping[str, Mapping[str, Any]]) -> str | None:
         found = params[section][entry]
         if found != value:
             right = json.dumps(value).strip('"')
+            lite = params["stats"]["extractor"] == "efficientnet-lite0"
+            otherwise = "clean" if lite else preset.resize
             return (
                 f"{key}={json.dumps(found)}, but fid.protocol={name} is measured with {right}. "
-                f"Set {key}: {right}, or fid.protocol: {preset.resize}."
+                f"Set {key}: {right}, or fid.protocol: {otherwise}."
             )
+    return None
+
+
+def conflict_of_metrics(params: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What of params.yaml cannot be measured, so that it is said at the start and not at the end; None if all can.
+
+    Args:
+        params: section -> key -> value.
+    """
+    prepare, stats, train, fid = (params[section] for section in ("prepare", "stats", "train", "fid"))
+    extractor, reference = stats["extractor"], stats["reference"]
+    built_in = extractor in EXTRACTORS
+    near = difflib.get_close_matches(extractor.lower(), EXTRACTORS, n=1)
+    if near and not built_in:
+        return f"stats.extractor={extractor} is neither built in nor a likely file. Did you mean {near[0]}?"
+    conflict = preset_conflict(params)
+    if conflict:
+        return conflict
+    expected, resize = "clean" if built_in else "none", resize_of(fid["protocol"])
+    if resize != expected and not (resize == "legacy" and extractor == "inception-2015"):
+        return (
+            f"fid.protocol={fid['protocol']} does not fit stats.extractor={extractor}: legacy is a resize of "
+            f"inception-2015, and images reach a TorchScript file as they are (none). Set fid.protocol: {expected}."
+        )
+    if prepare["channels"] == 4 and built_in:
+        return (
+            f"prepare.channels=4, but stats.extractor={extractor} sees no transparency. Set prepare.channels: 3 (laid on "
+            "prepare.background), or name a TorchScript file that takes 4 channels."
+        )
+    if Path(reference).resolve() == Path(SHARDS).resolve() and reference != SHARDS:
+        return f"stats.reference={reference} is the training images. Write it as {SHARDS}."
+    for name, listed, count in (
+        ("fid.metrics", fid["metrics"], fid["num_fake"]),
+        ("train.metrics", train["metrics"], train["metric_images"]),
+    ):
+        conflict = _conflict_of_list(name, listed, count, params)
+        if conflict:
+            return conflict
+    return None
+
+
+def _conflict_of_list(
+    name: str, listed: Sequence[str], count: int, params: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    extractor, paths = params["stats"]["extractor"], set(OF_GENERATOR) & set(listed)
+    if len(set(listed)) < len(listed):
+        return f"{name}={list(listed)} names one metric twice. Name each once."
+    lacking = [metric for metric in ("inception_score", *OF_GENERATOR) if metric in listed]
+    if lacking and extractor not in EXTRACTORS:
+        return (
+            f"{name} has {lacking[0]}, which a TorchScript file cannot give (no classes, no layers to compare). "
+            f"Remove it, or set stats.extractor to one of {', '.join(EXTRACTORS)}."
+        )
+    if "inception_score" in listed and count < 100:
+        return (
+            f"{name} has inception_score, which takes ten parts of {count} images: too few. Use 100 or more "
+            "(fid.num_fake, train.metric_images), or remove it."
+        )
+    if extractor == "inception-2015" and params["prepare"]["resolution"] < 16 and paths:
+        return f"{name} has {min(paths)}, which LPIPS measures from prepare.resolution=16 on. Remove it."
+    of_classes = [metric for metric in OF_CLASSES if metric in listed]
+    if of_classes and not (params["train"]["conditional"] and params["stats"]["reference"] == SHARDS):
+        return (
+            f"{name} has {of_classes[0]}, which needs train.conditional: true and stats.reference: {SHARDS}. "
+            "Remove it, or set these."
+        )
     return None
 
 

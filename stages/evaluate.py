@@ -8,9 +8,11 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from ganops.config import load_params
 from ganops.entry import say
-from ganops.errors import GanopsError
+from ganops.errors import DataError, GanopsError
 from ganops.evaluation.images import evaluate_images
 from ganops.files import write_json
 from ganops.metrics.evaluate import summary
@@ -18,12 +20,14 @@ from ganops.metrics.evaluate import summary
 
 def main(source: Path, reference: Path, target: Path | None) -> None:
     """Prints the result as JSON and in words; writes it if there is a place for it."""
+    if target is not None and (target.is_dir() or not target.name or not target.parent.is_dir()):
+        raise DataError(f"{target}: no place for a file. Name one in a folder that exists.")
     result = evaluate_images(source, reference, load_params(Path("params.yaml")), Path())
-    if target is not None:
-        write_json(target, result)
     say(json.dumps(result, indent=1, sort_keys=True))
     for line in summary(result):
         say(f"evaluate: {line}")
+    if target is not None:
+        write_json(target, result)
 
 
 if __name__ == "__main__":
@@ -35,3 +39,5 @@ if __name__ == "__main__":
         sys.exit("evaluate: interrupted")
     except (GanopsError, OSError) as error:
         sys.exit(f"evaluate: {error}")
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.exit("evaluate: out of memory. Close other programs, or lower stats.batch_size.")

@@ -10,14 +10,14 @@ from ganops.metrics.evaluate import summary
 def main(stage: Stage) -> None:
     """All of fid.metrics for the first fid.num_fake samples, and how they came about."""
     params = stage.params
-    snapshot = stage.path(f"{params.sample.snapshot}.safetensors")
-    inputs = (stage.path("samples"), stage.path("stats.npz"), stage.path(params.stats.reference), snapshot)
+    snapshot = stage.path(f"models/{params.sample.snapshot}.safetensors")
+    inputs = (stage.path("data/samples"), stage.path("data/stats.npz"), stage.path(params.stats.reference), snapshot)
     made = evaluate_samples(params, *inputs, stage.root)
     if made is None:  # another rank than the first
         return
     result, picture = made
-    save_png(stage.path("neighbours.png"), picture)
-    write_json(stage.path("fid.json"), result)
+    save_png(stage.path("results/neighbours.png"), picture)
+    write_json(stage.path("results/fid.json"), result)
     for line in summary(result):
         say(f"fid: {line}")
 

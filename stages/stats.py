@@ -4,7 +4,7 @@ import sys
 
 from ganops.distributed import select_device
 from ganops.entry import Stage, run_stage, say
-from ganops.metrics.statistics import measure_statistics, open_extractor, open_images, save_statistics
+from ganops.metrics.statistics import check_reference, measure_statistics, open_extractor, open_images, save_statistics
 
 
 def main(stage: Stage) -> None:
@@ -13,11 +13,12 @@ def main(stage: Stage) -> None:
     device = select_device(run.device, run.cpu_threads)
     extractor = open_extractor(stage.params, device, stage.root)
     images = open_images(stage.path(p.reference), stage.params)
+    check_reference(images, stage.params)
     say(f"stats: {extractor.name} ({extractor.resizer}) on {device.type}, {len(images)} images of {p.reference}")
     statistics = measure_statistics(extractor, images, p)
     if statistics is None:  # another rank than the first
         return
-    save_statistics(stage.path("stats.npz"), statistics)
+    save_statistics(stage.path("data/stats.npz"), statistics)
     kept = len(statistics.features)
     say(f"stats: mean and covariance of {len(statistics.mu)} features; {kept} images' features kept")
 

@@ -16,7 +16,9 @@ from ganops.metrics.evaluate import Yardstick, draw_neighbours, evaluate
 from ganops.metrics.features import measure_features
 from ganops.metrics.perceptual import load_perceptual, path_length_score
 from ganops.metrics.statistics import (
+    check_protocols,
     check_samples,
+    describe_images,
     describe_protocol,
     describe_reference,
     load_statistics,
@@ -60,6 +62,7 @@ def evaluate_samples(
     fake = describe_protocol(extractor, p, index.resolution, index.channels)
     check_samples(real.protocol, {**fake, **describe_reference(p)}, index)
     reals = open_images(reference, params)
+    check_protocols(real.protocol, {"data_digest": describe_images(reals)[0]})
     say(f"fid: protocol {params.fid.protocol}, {extractor.name} on {device.type}, {count} samples")
     rows = list(measure_features(extractor, fakes, range(count), p.batch_size, "fid"))
     lengths = {}

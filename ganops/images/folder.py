@@ -33,6 +33,7 @@ class FolderImages:
         self._listing = listing
         self._conversion = conversion
         self._archive = open_zip(source) if source.is_file() else None
+        self._survey: tuple[str, int | str] | None = None
 
     def __len__(self) -> int:
         return len(self._listing.names)
@@ -69,12 +70,14 @@ class FolderImages:
             raise self._bad(index, error) from None
 
     def survey(self) -> tuple[str, int | str]:
-        """Reads every file once, without decoding.
+        """Reads every file, without decoding; the first time only.
 
         Returns:
             A hex sha256 over all names and contents; and the images' size: a number for squares, else "640x480", or
             "mixed" if there are several.
         """
+        if self._survey is not None:
+            return self._survey
         total, sizes = hashlib.sha256(b"ganops folder 1\n"), set()
         for index in progress(range(len(self)), len(self), f"hashing {self._source}", "img"):
             content = self._content(index)
@@ -85,7 +88,8 @@ class FolderImages:
                 raise self._bad(index, BadImageError(f"cannot be read ({error})")) from None
         width, height = min(sizes)
         size = width if width == height else f"{width}x{height}"
-        return total.hexdigest(), "mixed" if len(sizes) > 1 else size
+        self._survey = total.hexdigest(), "mixed" if len(sizes) > 1 else size
+        return self._survey
 
 
 def _upright_size(content: bytes) -> tuple[int, int]:

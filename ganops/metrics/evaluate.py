@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganops.config import Params
+from ganops.entry import say
 from ganops.errors import DataError
 from ganops.images.folder import FolderImages
 from ganops.images.pixels import magnify, make_grid
@@ -153,8 +154,11 @@ def _measure_all(
         classes = measure_classes(p.metrics, yardstick, fake, labels, class_names, name)
         for metric in OF_CLASSES:
             values = [numbers[name(metric)] for numbers in classes.values() if name(metric) in numbers]
+            if metric in p.metrics and not values:
+                raise ValueError(f"{metric}: no class has enough images on both sides")
             if values:
                 result[name(metric)] = float(np.mean(values))
+                say(f"{name(metric)}: mean over {len(values)} of {len(classes)} classes")
         result["classes"] = classes
     return result
 
@@ -196,12 +200,14 @@ def evaluate(
     dim, num_fake = fake.shape[1], len(fake)
     result["protocol"] = {
         **real.protocol,
-        "name": name("distance"),
+        "name": name(p.metrics[0]),
         "protocol": p.protocol,
         "metrics": list(p.metrics),
         "seed": p.seed,
         "num_real": real.num,
         "num_real_kept": len(real.features),
+        "memorised_searched": len(real.features) / real.num,
+        "compiled": params.run.compile_extractor,
         "num_fake": num_fake,
         "num_features": dim,
         "num_real_below_dimension": real.num < dim,
@@ -219,14 +225,16 @@ def summary(result: dict[str, Any]) -> list[str]:
     numbers = {name: value for name, value in result.items() if isinstance(value, float)}
     lines = []
     if key in numbers:
-        interval = f" +- {numbers[key + '_ci95']:.3g} (95 %)" if numbers.get(key + "_ci95") is not None else ""
-        lines.append(f"{key} = {numbers[key]:.3f}{interval} ({counts}, ddof {protocol['ddof']})")
+        interval = f" +- {numbers[key + '_ci95']:.3g} (95 %)" if key + "_ci95" in numbers else ""
+        lines.append(f"{key} = {numbers[key]:.5g}{interval} ({counts}, ddof {protocol['ddof']})")
     rest = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.startswith(key)]
     if rest:
         lines.append(", ".join(rest))
-    if key in numbers and (protocol["num_real_below_dimension"] or protocol["num_fake_below_dimension"]):
+    if "distance" in protocol["metrics"] and (
+        protocol["num_real_below_dimension"] or protocol["num_fake_below_dimension"]
+    ):
         lines.append(
-            f"fewer images than the {protocol['num_features']} features: {key} is biased upwards; "
+            f"fewer images than the {protocol['num_features']} features: the distance is biased upwards; "
             "compare only equal counts with each other"
         )
     return lines

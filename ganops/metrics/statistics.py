@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganops.config import FEWEST, SHARDS, Params, StatsParams
+from ganops.config import FEWEST, Params, StatsParams
 from ganops.errors import DataError, WeightsError
 from ganops.files import write_bytes
 from ganops.images.folder import FolderImages, open_folder
@@ -22,7 +23,7 @@ from ganops.images.shards import INDEX_NAME, ShardIndex, Shards, open_shards
 from ganops.launch import rank
 from ganops.metrics.extractor import Extractor, load_extractor
 from ganops.metrics.features import Moments, measure_features, spread_indices
-from ganops.protocols import resize_of
+from ganops.protocols import SHARDS, resize_of
 
 # What must agree before two sets may be compared. The rest of a protocol says where a set comes from, and what its
 # numbers depend on by rounding only (device, compiled, versions).
@@ -65,6 +66,7 @@ class Statistics:
         features: [K, D] float32, of images spread evenly over the set, for all metrics but the distance.
         labels: [K] int64, their classes; zeros if there are none.
         places: [K] int64, which images of the set they are.
+        class_names: of the labels; empty if there are none.
     """
 
     mu: NDArray[np.float64]
@@ -74,6 +76,7 @@ class Statistics:
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     places: NDArray[np.int64]
+    class_names: tuple[str, ...]
 
 
 def open_extractor(params: Params, device: torch.device, root: Path) -> Extractor:
@@ -117,26 +120,41 @@ def open_reference(source: Path, extractor: Extractor, params: Params) -> Statis
     """
     if source.suffix == ".npz":
         return load_statistics(source)
-    p = params.stats.model_copy(update={"reference": str(source)})
+    name = SHARDS if source.resolve() == Path(SHARDS).resolve() else str(source)
+    p = params.stats.model_copy(update={"reference": name})
     statistics = measure_statistics(extractor, open_images(source, params), p)
     assert statistics is not None  # None on other ranks than the first
     return statistics
 
 
+def check_reference(images: Shards | FolderImages, params: Params) -> None:
+    """That a reference fits what is trained; reads every file of a folder once.
+
+    Raises:
+        DataError: it holds images of another size or number of channels.
+    """
+    _, resolution, channels = describe_images(images)
+    p = params.prepare
+    if (resolution, channels) != (p.resolution, p.channels):
+        raise DataError(
+            f"stats.reference={params.stats.reference} holds images of {resolution} px with {channels} channels, but "
+            f"training is at prepare.resolution={p.resolution}, prepare.channels={p.channels}: their distance would mean "
+            "nothing. Bring the reference to that size in the way that prepare brings the training images."
+        )
+
+
 def measure_statistics(extractor: Extractor, images: Shards | FolderImages, params: StatsParams) -> Statistics | None:
-    """Features of a reference set (stats.num_real of its images, stats.xflip: and their mirror images) by all ranks.
+    """Features of a reference set by all ranks: of at most stats.num_real images, mirror images (stats.xflip) counted.
 
     Returns:
         The statistics; None on other ranks than the first.
     Raises:
         DataError: there are too few images.
     """
-    chosen = spread_indices(len(images), params.num_real or len(images))
-    if len(images) < (params.num_real or FEWEST):
-        raise DataError(
-            f"the reference {params.reference} holds {len(images)} images, but {params.num_real or FEWEST} are to be "
-            f"measured (stats.num_real, at least {FEWEST}). Lower it, or name a larger set as stats.reference."
-        )
+    if len(images) < FEWEST:
+        raise DataError(f"the reference {params.reference} holds {len(images)} images; at least {FEWEST} are needed.")
+    most = len(images) if params.num_real is None else params.num_real // (2 if params.xflip else 1)
+    chosen = spread_indices(len(images), most)
     kept = spread_indices(len(chosen), params.keep_features)
     moments, rows = Moments(), []
     for flip in (False, True) if params.xflip else (False,):
@@ -156,16 +174,11 @@ def measure_statistics(extractor: Extractor, images: Shards | FolderImages, para
         **describe_reference(params),
         "data_digest": digest,
     }
-    labels = images.labels[chosen[kept]] if isinstance(images, Shards) else np.zeros(len(kept), np.int64)
-    return Statistics(
-        moments.mean(),
-        moments.covariance(params.ddof),
-        moments.count,
-        protocol,
-        np.concatenate(rows),
-        labels,
-        chosen[kept],
-    )
+    labels, names = np.zeros(len(kept), np.int64), tuple[str, ...]()
+    if isinstance(images, Shards):
+        labels, names = images.labels[chosen[kept]], images.index.class_names
+    mu, sigma = moments.mean(), moments.covariance(params.ddof)
+    return Statistics(mu, sigma, moments.count, protocol, np.concatenate(rows), labels, chosen[kept], names)
 
 
 def describe_protocol(
@@ -196,11 +209,16 @@ def describe_images(images: Shards | FolderImages) -> tuple[str, int | str, int]
 def describe_reference(params: StatsParams) -> dict[str, Any]:
     """Which images the reference is, as params.yaml says."""
     return {
-        "split": "train" if params.reference == SHARDS else Path(params.reference).name,
+        "split": "train" if params.reference == SHARDS else f"other: {printable(Path(params.reference).name)}",
         "num_real_asked": "all" if params.num_real is None else params.num_real,
         "xflip": params.xflip,
         "keep_features": params.keep_features,
     }
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written, whatever its bytes are."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
@@ -215,6 +233,7 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
         features=statistics.features,
         labels=statistics.labels,
         places=statistics.places,
+        class_names=np.array(json.dumps(statistics.class_names)),
     )
     write_bytes(path, content.getvalue())
 
@@ -235,6 +254,7 @@ def load_statistics(path: Path) -> Statistics:
                 file["features"],
                 file["labels"],
                 file["places"],
+                tuple(json.loads(str(file["class_names"]))),
             )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Run `dvc repro stats`.") from None
@@ -246,6 +266,12 @@ def load_statistics(path: Path) -> Statistics:
         raise DataError(f"{path}: mean, covariance and features do not fit. Remove it and run `dvc repro stats`.")
     if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays):
         raise DataError(f"{path}: the moments are not finite float64. Remove it and run `dvc repro stats`.")
+    lacking = {*COMPARED, *OF_REFERENCE, "data_digest"} - set(statistics.protocol)
+    if lacking or kept < FEWEST or statistics.sigma.diagonal().min(initial=0.0) < 0:
+        what = f"the protocol lacks {min(lacking)}" if lacking else "too few features, or a variance below zero"
+        raise DataError(f"{path}: {what}. Remove it and run `dvc repro stats`.")
+    if any(array.dtype != np.int64 for array in (statistics.labels, statistics.places)):
+        raise DataError(f"{path}: labels or places are not int64. Remove it and run `dvc repro stats`.")
     if statistics.features.dtype != np.float32 or not np.isfinite(statistics.features).all():
         raise DataError(f"{path}: the features are not finite float32. Remove it and run `dvc repro stats`.")
     return statistics
@@ -265,12 +291,17 @@ def trained_on(samples: ShardIndex) -> str:
     return str(training["data_digest"])
 
 
-def check_protocols(real: Mapping[str, Any], fake: Mapping[str, Any]) -> None:
+def check_protocols(
+    real: Mapping[str, Any],
+    fake: Mapping[str, Any],
+    remedy: str = "Run `dvc repro`, so that both are of the same data and measured alike.",
+) -> None:
     """Refuses to compare sets that were measured differently.
 
     Args:
         real: of the statistics.
         fake: of what is compared with them: `COMPARED`, and of the other items those that must agree too.
+        remedy: what to do about it.
     Raises:
         DataError: names the first item that differs.
     """
@@ -278,7 +309,7 @@ def check_protocols(real: Mapping[str, Any], fake: Mapping[str, Any]) -> None:
         if name in fake and (name not in real or real[name] != fake[name]):
             raise DataError(
                 f"{name} is {real.get(name)} in the statistics of the real images, but {fake[name]} for the samples: "
-                "their distance would mean nothing. Run `dvc repro`, so that both are of the same data and measured alike."
+                f"their distance would mean nothing. {remedy}"
             )
 
 

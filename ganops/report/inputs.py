@@ -115,8 +115,9 @@ def _read_history(path: Path) -> list[Row]:
     _must_exist(path, "train")
     with path.open(newline="", encoding="utf8") as file:
         table = csv.DictReader(file, restval="")
+        columns = table.fieldnames or ()
         rows: list[Row] = list(table)
-    if "kimg" not in (table.fieldnames or ()):
+    if "kimg" not in columns:
         raise DataError(f"{path} has no column kimg. Run `dvc repro -f train`.")
     if any(finite_number(row["kimg"]) is None for row in rows):
         raise DataError(f"{path} has a row without kimg. Run `dvc repro -f train`.")

@@ -40,7 +40,7 @@ class Metric:
         name: as in results/fid.json.
         value: may be NaN.
         ci95: half of its 95 % interval, if known.
-        std: standard deviation over parts of the samples, if known.
+        std: standard deviation over parts of the samples, if known: of a part, so no error of the number.
         corrected: less its bias, if known.
         meaning: one or two sentences; "" for a name that is not known here.
     """
@@ -52,13 +52,9 @@ class Metric:
     corrected: float | None
     meaning: str
 
-    def error(self) -> float | None:
-        """Half the interval if there is one, else the standard deviation."""
-        return self.ci95 if self.ci95 is not None else self.std
-
     def text(self) -> str:
         """55.6 ± 1.3, with digits as the interval allows."""
-        error = self.error()
+        error = self.ci95
         if error is None or not math.isfinite(error) or error <= 0 or not math.isfinite(self.value):
             return show(self.value)
         digits = min(max(1 - math.floor(math.log10(error)), 0), 8)

@@ -116,8 +116,9 @@ def _data(inputs: Inputs, charts: list[Chart]) -> str:
 def _metrics(inputs: Inputs, metrics: Sequence[Metric]) -> str:
     cells = []
     for metric in sorted(metrics, key=lambda metric: metric.name != inputs.metric):  # the headline's first
-        kind = "95 %" if metric.ci95 is not None else "std. dev."
-        interval = f"± {metric.error():.2g} ({kind})" if metric.error() is not None else ""
+        interval = f"± {metric.ci95:.2g} (95 %)" if metric.ci95 is not None else ""
+        if metric.ci95 is None and metric.std is not None:
+            interval = f"parts of the samples: std. dev. {metric.std:.2g}"
         corrected = show(metric.corrected) if metric.corrected is not None else ""
         cells.append((metric.name, show(metric.value), interval, corrected, metric.meaning))
     html = rows_table(("Number", "Value", "Interval", "Corrected", "How to read it"), cells, "results/fid.json")

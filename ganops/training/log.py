@@ -164,7 +164,7 @@ class RunLog:
         alike = [row for row in measured if row["metric_digest"] == measured[-1]["metric_digest"]]
         if alike:
             sign = -1 if self.best_by in LARGER_IS_BETTER else 1
-            best = min(alike, key=lambda row: sign * float(row[self.best_by]))
+            best = min(reversed(alike), key=lambda row: sign * float(row[self.best_by]))
             summary |= {metric: float(alike[-1][metric]) for metric in TRAIN_METRICS if alike[-1].get(metric)}
             summary |= {f"best_{self.best_by}": float(best[self.best_by]), "best_kimg": float(best["kimg"])}
         return summary
@@ -182,7 +182,7 @@ def _hide_tensorboard(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _table(rows: list[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue().encode()

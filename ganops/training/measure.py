@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganops.collectives import collect_rounds
-from ganops.config import SHARDS, Params
+from ganops.config import Params
 from ganops.distributed import derive_seed, on_first_rank
 from ganops.files import sha256_file
 from ganops.images.shards import ShardIndex
@@ -26,7 +26,7 @@ from ganops.metrics.statistics import (
 )
 from ganops.networks.sampling import generate_images, image_labels
 from ganops.networks.stylegan2_generator import Generator
-from ganops.protocols import OF_GENERATOR
+from ganops.protocols import OF_GENERATOR, SHARDS
 
 
 def load_yardstick(

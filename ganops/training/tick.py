@@ -65,8 +65,7 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
     if comes_due(state.nimg, train.batch_size, train.image_kimg):
         draw_picture(job, state, log)
     if yardstick is not None and comes_due(state.nimg, train.batch_size, train.metric_kimg):
-        extractor, protocol = yardstick.extractor, job.params.fid.protocol
-        row["metric"] = metric_name(train.best_by, protocol, extractor.suffix, extractor.precision)
+        row["metric"] = _best_name(job)
         row |= measure_metrics(
             train.metrics,
             yardstick,
@@ -105,6 +104,14 @@ def _check_health(state: TrainingState, max_steps: int, max_loss: float, means: 
             )
 
 
+def _best_name(job: Job) -> str:
+    """What train.best_by's numbers are called; "" if nothing is measured."""
+    if job.yardstick is None:
+        return ""
+    extractor = job.yardstick.extractor
+    return metric_name(job.params.train.best_by, job.params.fid.protocol, extractor.suffix, extractor.precision)
+
+
 def _keep_if_best(job: Job, state: TrainingState, new: Best) -> None:
     """Puts a snapshot among the train.keep_best best, if it is one of them.
 
@@ -114,7 +121,7 @@ def _keep_if_best(job: Job, state: TrainingState, new: Best) -> None:
     sign = -1 if train.best_by in LARGER_IS_BETTER else 1
     kind = (new.digest, new.metric)
     alike = [best for best in state.best if (best.digest, best.metric) == kind and best.nimg != new.nimg]
-    state.best = tuple(sorted([*alike, new], key=lambda best: (sign * best.value, best.nimg)))[: train.keep_best]
+    state.best = tuple(sorted([*alike, new], key=lambda best: (sign * best.value, -best.nimg)))[: train.keep_best]
     if rank() == 0:
         if new in state.best:
             save_snapshot(job.run.best_path(new.nimg), state.G_ema, job.snapshot_metadata(state))
@@ -176,6 +183,13 @@ def publish_pictures(run: RunDirectory, log: RunLog, nimg: int) -> None:
 def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     """Copies the final state and snapshots to DVC's outputs. Copies, never links: the cache must not share them."""
     run = job.run
+    others = [best for best in state.best if best.metric != _best_name(job)]
+    if others and job.yardstick is not None:
+        say(
+            f"train: the kept snapshots were chosen by {others[0].metric}, not by {_best_name(job)} (train.best_by): they "
+            "are not published; a best one is chosen again where training goes on"
+        )
+        state.best = tuple(best for best in state.best if best not in others)
     final = run.state_path(state.nimg)
     # It may be there from an interruption within the last tick, which is complete only now.
     if not final.exists() or read_state_metadata(final)["tick_nimg"] != state.nimg:

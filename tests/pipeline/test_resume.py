@@ -106,6 +106,17 @@ def test_a_finished_run_is_published_again(copy: Copy, finished: Clone) -> None:
     assert clone.kimgs() == finished.kimgs()
 
 
+def test_another_best_by_never_publishes_what_another_metric_chose(copy: Copy) -> None:
+    clone = copy()
+    clone.set(train__best_by="kid")
+    output = clone.stage("train")
+    assert "the kept snapshots were chosen by fd_standin, not by kd_standin" in output
+    best, last = (clone.path / "models" / f"{name}.safetensors" for name in ("best", "last"))
+    assert best.read_bytes() == last.read_bytes()
+    clone.set(train__total_kimg=3)  # where training goes on, it is chosen again
+    assert "train: best kd_standin" in clone.stage("train")
+
+
 def test_a_lowered_total_gives_what_it_would_have_given(copy: Copy, finished: Clone) -> None:
     lowered, direct = copy("lowered"), copy("direct")
     lowered.set(train__total_kimg=1)

@@ -73,6 +73,18 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
             {"fid.protocol": "fid50k", "stats.extractor": "inception-2015", "stats.ddof": 0},
             "stats.num_real=null, but fid.protocol=fid50k is measured with 50000",
         ),
+        ({"stats.extractor": "Inception-2015"}, r"Did you mean inception-2015\?"),
+        ({"prepare.channels": 4}, "prepare.channels=4, but stats.extractor=efficientnet-lite0 sees no transparency"),
+        ({"stats.reference": "./data/shards"}, "is the training images. Write it as data/shards"),
+        ({"stats.reference": "data/shards/"}, "is the training images. Write it as data/shards"),
+        (
+            {"train.metrics": ["inception_score"], "train.best_by": "inception_score", "train.metric_images": 99},
+            "train.metrics has inception_score, which takes ten parts of 99 images: too few",
+        ),
+        (
+            {"stats.extractor": "inception-2015", "prepare.resolution": 8, "fid.metrics": ["ppl_wend"]},
+            "fid.metrics has ppl_wend, which LPIPS measures from prepare.resolution=16 on",
+        ),
         (
             {"fid.metrics": ["class_recall"], "stats.reference": "test.zip"},
             "fid.metrics has class_recall, which needs train.conditional: true and stats.reference: data/shards",

@@ -167,8 +167,14 @@ def test_fewer_and_mirrored_references(root: Path, network: dict[str, object]) -
     folder = load_statistics(Path("data/stats.npz"))
     np.testing.assert_allclose(folder.mu, found["mirrored"].mu, rtol=1e-12)
     np.testing.assert_allclose(folder.sigma, found["mirrored"].sigma, atol=1e-12)
-    with pytest.raises(DataError, match=r"holds 30 images, but 31 are to be measured"):
-        stats.main(make_stage(root, "stats", stats__num_real=31, **network))
+    half = load_statistics(Path("data/stats.npz")).num
+    stats.main(make_stage(root, "stats", stats__num_real=20, stats__xflip=True, **network))
+    assert (half, load_statistics(Path("data/stats.npz")).num) == (60, 20)  # mirror images are counted
+    stats.main(make_stage(root, "stats", stats__num_real=50, **network))
+    assert load_statistics(Path("data/stats.npz")).num == 30  # at most so many
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(write / "00.png")
+    with pytest.raises(DataError, match=r"^stats.reference=mirrored holds images of mixed px"):
+        stats.main(make_stage(root, "stats", stats__reference="mirrored", **network))
 
 
 def test_statistics_of_other_data_or_another_protocol_are_refused(root: Path, network: dict[str, object]) -> None:
@@ -202,6 +208,62 @@ def test_statistics_of_other_data_or_another_protocol_are_refused(root: Path, ne
     assert not (root / "results").exists()
 
 
+@pytest.mark.parametrize("name", ["train", "samples", "stats.npz"])
+def test_a_reference_may_have_any_name(root: Path, name: str, network: dict[str, object]) -> None:
+    """Also the names that the pipeline itself has; its images are not taken for those that were trained on."""
+    folder = root / "ref" / name
+    folder.mkdir(parents=True)
+    for index, image in enumerate(open_shards(Path("data/shards"), verify=False).gather(np.arange(30))):
+        Image.fromarray(image[0]).save(folder / f"{index:02d}.png")
+    result = run_both(root, stats__reference=f"ref/{name}", **network)
+    assert result["protocol"]["split"] == f"other: {name}"
+    assert "memorised_net" not in result
+    (folder / "00.png").unlink()
+    with pytest.raises(DataError, match="^data_digest is"):
+        fid.main(make_stage(root, "fid", stats__reference=f"ref/{name}", **network))
+
+
+def test_training_images_that_are_all_the_same_end_in_a_line(root: Path, network: dict[str, object]) -> None:
+    shutil.rmtree("data/shards")
+    with ShardWriter(Path("data/shards"), 16, 8, 1, ("a", "b", "c"), {}) as writer:
+        writer.append(np.zeros((30, 1, 8, 8), np.uint8), np.zeros(30, np.int64))
+        digest = writer.close({}).digest
+    write_images(root / "data" / "samples", 1, 25, {"training": {"data_digest": digest}})
+    stats.main(make_stage(root, "stats", **network))
+    with pytest.raises(DataError, match="cannot be measured by fid.metrics"):
+        fid.main(make_stage(root, "fid", **network))
+
+
+def test_a_preset_names_only_what_was_measured_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """params.yaml fits the preset, but the files at hand do not."""
+    sha256 = write_inception(root / "data" / "weights" / inception.INCEPTION_FILE)
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", sha256)
+    common = {"stats__extractor": "inception-2015", "stats__ddof": 0, "sample__count": 50000}
+    stats.main(make_stage(root, "stats", fid__protocol="legacy", stats__num_real=12, **common))
+    params = make_params(root, fid__protocol="fid50k_full", **(common | {"fid__num_fake": 50000}))
+    with pytest.raises(DataError, match="^num_real_asked is 12, but fid.protocol=fid50k_full is measured with all"):
+        evaluate_images(Path("data/samples"), Path("data/stats.npz"), params, root)
+    stats.main(make_stage(root, "stats", fid__protocol="legacy", **common))
+    with pytest.raises(DataError, match="^num_fake is 25, but fid.protocol=fid50k_full is measured with 50000"):
+        evaluate_images(Path("data/samples"), Path("data/stats.npz"), params, root)
+
+
+def test_classes_are_matched_by_name(
+    root: Path, network: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"fid__metrics": ["distance", "class_distance"], "stats__keep_features": 30, **network}
+    stats.main(make_stage(root, "stats", **changes))
+    params = make_params(root, **changes)
+    same = evaluate_images(Path("data/shards"), Path("data/stats.npz"), params, root)
+    assert same["class_distance_net"] == pytest.approx(0, abs=1e-6)
+    index = json.loads(Path("data/shards/index.json").read_text())
+    index["class_names"] = index["class_names"][::-1]
+    Path("data/shards/index.json").write_text(json.dumps(index))
+    other = evaluate_images(Path("data/shards"), Path("data/stats.npz"), params, root)
+    assert "class_distance_net" not in other
+    assert "not measured: class_distance" in capsys.readouterr().out
+
+
 def test_every_metric_at_once(root: Path) -> None:
     rng = make_generator(torch.device("cpu"), 0, "G")
     G = Generator(
@@ -216,7 +278,11 @@ def test_every_metric_at_once(root: Path) -> None:
         "fid__protocol": "clean",
         "stats__extractor": "efficientnet-lite0",
         "stats__keep_features": 30,
+        "fid__num_fake": 100,
+        "sample__count": 100,
     }
+    digest = open_shards(Path("data/shards"), verify=False).index.digest
+    write_images(root / "data" / "samples", 1, 100, {"training": {"data_digest": digest}})
     result = run_both(root, **changes)
     for name in (
         "kd",
@@ -231,7 +297,7 @@ def test_every_metric_at_once(root: Path) -> None:
     ):
         assert np.isfinite(result[f"{name}_efflite0"]), name
     assert sorted(result["classes"]) == ["a", "b", "c"]
-    assert sum(numbers["num_fake"] for numbers in result["classes"].values()) == FAKES
+    assert sum(numbers["num_fake"] for numbers in result["classes"].values()) == 100
     assert result["protocol"]["perceptual"]["name"] == "efflite0"
     assert result["ppl_wfull_efflite0"] > 0
 
@@ -286,3 +352,7 @@ def test_the_tool_prints_json_and_ends_mistakes_in_a_line(root: Path, network: d
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (1, 1), wrong.stderr
     assert wrong.stderr.startswith("evaluate: nowhere not found")
     assert evaluate("one").stderr.startswith("usage: ")
+    for target in ("", "no/folder/x.json", "data"):
+        wrong = evaluate("data/samples", "data/stats.npz", target)
+        assert "no place for a file" in wrong.stderr
+        assert wrong.stdout == ""

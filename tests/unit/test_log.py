@@ -43,6 +43,25 @@ def test_summary_names_last_and_best(log_of_three: Path) -> None:
     assert (summary["distance"], summary["best_distance"], summary["best_kimg"]) == (5.0, 3.0, 0.2)
 
 
+def test_of_equal_ticks_the_later_is_the_best(tmp_path: Path) -> None:
+    log = open_log(tmp_path, 0, "precision")
+    for nimg in (100, 200):
+        log.add_row(row(nimg, 5.0) | {"precision": 1.0}, 1.0, 0)
+    log.close()
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["best_kimg"] == 0.2
+
+
+def test_a_history_with_other_columns_is_continued(tmp_path: Path) -> None:
+    log = open_log(tmp_path, 0)
+    log.add_row(row(100, 9.0), 1.0, 0)
+    log.close()
+    path = tmp_path / "run" / "history.csv"
+    head, line = path.read_text().splitlines()
+    path.write_text(f"{head.replace(',kid,', ',').replace('tick,', 'extra,tick,')}\n7,{line.replace(',,', ',', 1)}\n")
+    open_log(tmp_path, 100).close()
+    assert path.read_text().splitlines()[0].split(",") == list(COLUMNS)
+
+
 def test_the_best_by_another_metric(tmp_path: Path) -> None:
     log = open_log(tmp_path, 0, "recall")
     for nimg, recall in ((100, 0.2), (200, 0.4), (300, 0.3)):

@@ -3,7 +3,9 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 def statistics() -> Statistics:
     rng = np.random.default_rng(0)
-    features = rng.standard_normal((5, 3)).astype(np.float32)
-    mu, places = features.mean(0).astype(np.float64), np.arange(5)
-    return Statistics(mu, np.eye(3), 5, {"b": 1, "a": [1, 2]}, features, np.zeros(5, np.int64), places)
+    features = rng.standard_normal((12, 3)).astype(np.float32)
+    mu, places = features.mean(0).astype(np.float64), np.arange(12)
+    protocol = {**dict.fromkeys((*COMPARED, *OF_REFERENCE, "data_digest"), "x"), "b": 1, "a": [1, 2]}
+    return Statistics(mu, np.eye(3), 12, protocol, features, np.zeros(12, np.int64), places, ("a", "ü"))
 
 
 def test_statistics_round_trip(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_statistics_round_trip(tmp_path: Path) -> None:
     assert np.array_equal(loaded.mu, expected.mu)
     assert np.array_equal(loaded.sigma, expected.sigma)
     assert np.array_equal(loaded.features, expected.features)
-    assert (loaded.num, loaded.protocol) == (5, expected.protocol)
+    assert (loaded.num, loaded.protocol, loaded.class_names) == (12, expected.protocol, ("a", "ü"))
 
 
 def test_equal_statistics_have_equal_bytes_in_every_process(tmp_path: Path) -> None:
@@ -85,3 +88,22 @@ def test_other_protocols_are_refused_by_name(name: str) -> None:
     check_protocols(protocol, dict(protocol))
     with pytest.raises(DataError, match=f"^{name} is x in the statistics of the real images, but y"):
         check_protocols(protocol, {**protocol, name: "y"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": {"a": 1}}, "the protocol lacks"),
+        (
+            {"features": np.zeros((3, 3), np.float32), "labels": np.zeros(3, np.int64), "places": np.arange(3)},
+            "too few",
+        ),
+        ({"sigma": -np.eye(3)}, "a variance below zero"),
+        ({"labels": np.zeros(12)}, "not int64"),
+        ({"features": np.full((12, 3), np.nan, np.float32)}, "not finite float32"),
+    ],
+)
+def test_whole_files_of_something_else_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save_statistics(tmp_path / "stats.npz", replace(statistics(), **changes))
+    with pytest.raises(DataError, match=message):
+        load_statistics(tmp_path / "stats.npz")
