@@ -19,7 +19,8 @@ while not Path("finish").exists():
     time.sleep(0.05)
 Path("out").touch()
 """
-NEEDED = ("__init__", "config", "doctor", "errors", "files", "protocols")  # modules of ganops; doctor shall work without the others
+# Modules of ganops; doctor shall work without the others.
+NEEDED = ("__init__", "config", "doctor", "errors", "files", "protocols")
 PIPELINE = """
 stages:
   slow:
