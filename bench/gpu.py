@@ -26,7 +26,8 @@ from torch import Tensor
 
 from bench.report import report
 from bench.states import states
-from ganops.config import TrainParams, load_params
+from ganops.config import load_params
+from ganops.config_train import TrainParams
 from ganops.distributed import configure_numerics, select_device
 from ganops.images.dataset import Batch
 from ganops.metrics import inception

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.report import report
 from bench.train import CLASS_COUNTS, random_batch
 from ganops import collectives
-from ganops.config import Params, TrainParams, load_params
+from ganops.config import Params, load_params
+from ganops.config_train import TrainParams
 from ganops.distributed import configure_numerics, deal, joined_ranks, select_device
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from bench.report import report
-from ganops.config import TrainParams, load_params
+from ganops.config import load_params
+from ganops.config_train import TrainParams
 from ganops.distributed import configure_numerics, select_device
 from ganops.images.dataset import Batch
 from ganops.training.saver import StateWriter

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from bench.report import report
 from bench.train import random_batch
-from ganops.config import TrainParams, load_params
+from ganops.config import load_params
+from ganops.config_train import TrainParams
 from ganops.distributed import configure_numerics, select_device
 from ganops.networks import layers, stylegan2_discriminator, stylegan2_generator
 from ganops.ops import conv2d_resample as conv2d_resample_module

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ganops.config import FEWEST, Params
+from ganops.config import Params
+from ganops.config_base import FEWEST
 from ganops.distributed import select_device
 from ganops.entry import say
 from ganops.errors import DataError

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganops.config import FEWEST, Params, StatsParams
+from ganops.config import Params, StatsParams
+from ganops.config_base import FEWEST
 from ganops.errors import DataError, WeightsError
 from ganops.files import write_bytes
 from ganops.images.folder import FolderImages, open_folder

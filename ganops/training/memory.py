@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ganops.collectives import largest_over_ranks
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.distributed import make_generator
 from ganops.entry import say
 from ganops.errors import RunError

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.distributed import derive_seed
 from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import Shards

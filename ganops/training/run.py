@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ganops.config import Params, RunParams, TrainParams
+from ganops.config import Params, RunParams
+from ganops.config_train import TrainParams
 from ganops.entry import say
 from ganops.errors import RunError
 from ganops.files import format_bytes, remove_temporaries, sha256_file, write_json

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 
 
 def kimg_to_nimg(kimg: float) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ganops.collectives import broadcast_tensors
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.distributed import make_generator, on_first_rank
 from ganops.errors import DamagedState, RunError
 from ganops.files import atomic_path

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ganops.collectives import GradientSum, sum_over_ranks
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.distributed import deal, derive_seed, make_generator
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganops.config import FROM_SCRATCH, TrainParams
+from ganops.config_base import FROM_SCRATCH
+from ganops.config_train import TrainParams
 from ganops.errors import RunError
 from ganops.files import sha256_file
 from ganops.networks.snapshot import load_snapshot

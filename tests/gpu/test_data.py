@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ganops.collectives import GradientSum
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.distributed import configure_numerics
 from ganops.errors import RunError
 from ganops.images.dataset import Batch, iterate_batches

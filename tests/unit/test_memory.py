@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganops.config import TrainParams
+from ganops.config_train import TrainParams
 from ganops.errors import RunError
 from ganops.training import memory
 from ganops.training.memory import Peak, announce_memory, dry_run, largest_that_fits, possible_sizes

@@ -10,7 +10,17 @@ from ganops.training.run import NUMERIC_MODULES
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {"ops": 1, "images": 1, "networks": 2, "metrics": 2, "evaluation": 3, "training": 3, "report": 3}
-NO_NUMBERS = {"ganops", "ganops.errors", "ganops.config", "ganops.entry", "ganops.launch", "ganops.protocols"}
+NO_NUMBERS = {
+    "ganops",
+    "ganops.config",
+    "ganops.config_base",
+    "ganops.config_tools",
+    "ganops.config_train",
+    "ganops.entry",
+    "ganops.errors",
+    "ganops.launch",
+    "ganops.protocols",
+}
 # These write files, lines and pictures, or find a run to continue; what they do reaches no weight.
 TRAINING_WITHOUT_NUMBERS = {
     "ganops.files",

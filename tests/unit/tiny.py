@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ganops.config import TrainParams, load_params
+from ganops.config import load_params
+from ganops.config_train import TrainParams
 from ganops.images.dataset import Batch
 from ganops.training.state import TrainingState, initial_state
 from ganops.training.step import train_step
