@@ -60,11 +60,8 @@ STEPS = 16  # one period of r1_interval, four of pl_interval; before, in the fir
 PHASES = ("Gmain", "Gpl", "Dmain", "Dr1")
 FEATURE_BATCH, FEATURE_BATCHES, FEATURE_PX = 64, 8, 256
 FEATURE_KINDS = (
-    ("clean", "float32", False),
-    ("legacy", "float32", False),
-    ("clean", "bfloat16", False),
-    ("clean", "float32", True),
-)
+    ("clean", "float32", False), ("legacy", "float32", False), ("clean", "bfloat16", False), ("clean", "float32", True)
+)  # fmt: skip
 
 
 class OutOfTime(BaseException):

@@ -4,6 +4,7 @@ Works in a temporary copy of the repository with a small data set of the demo's 
 the kill; the next step has been done when a newer state appears (one is saved after every step).
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -35,9 +36,18 @@ def start(clone: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=clone, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def wait_for_states(clone: Path, more_than: list[Path]) -> None:
-    while len(set(states(clone)) - set(more_than)) < 1:
+def wait_for_states(clone: Path, more_than: list[Path], process: subprocess.Popen[bytes]) -> None:
+    while not set(states(clone)) - set(more_than):
+        if process.poll() is not None:
+            raise RuntimeError(f"training ended with {process.returncode} before it saved a state; its lines are above")
         time.sleep(POLL_SEC)
+
+
+def wait_for_lock(clone: Path) -> None:
+    """Until no process uses the run directory: the ranks of a killed launcher save and end by themselves."""
+    for path in clone.glob("runs/*/lock"):
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed when the file is closed
 
 
 def measure(clone: Path, ranks: int) -> float:
@@ -46,14 +56,14 @@ def measure(clone: Path, ranks: int) -> float:
     times = []
     for _ in range(REPEATS):
         process = start(clone)
-        wait_for_states(clone, states(clone))
+        wait_for_states(clone, states(clone), process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(2)  # the ranks of a killed launcher save and end by themselves
+        wait_for_lock(clone)
         known = states(clone)
         began = time.perf_counter()
         process = start(clone)
-        wait_for_states(clone, known)
+        wait_for_states(clone, known, process)
         times.append(time.perf_counter() - began)
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -228,8 +228,13 @@ def gather_nodes(stage: str, params: Params, most: int) -> Meeting:
 
 
 def await_meeting(params: Params) -> Meeting:
-    """On another node: calls `run.rendezvous` until the first node starts a stage, however long that takes."""
+    """On another node: calls `run.rendezvous` until the first node starts a stage, however long that takes.
+
+    Raises:
+        RunError: the first node runs other code.
+    """
     address, port = params.run.rendezvous.rsplit(":", 1)
+    unknown = False
     while True:
         try:
             with socket.create_connection((address, int(port)), timeout=5) as call:
@@ -238,7 +243,16 @@ def await_meeting(params: Params) -> Meeting:
                 text = b"".join(iter(lambda: call.recv(4096), b""))
             if text:
                 return Meeting(**json.loads(text))
-        except (OSError, ValueError, TypeError):
+        except TypeError:
+            raise RunError(
+                f"run.rendezvous={params.run.rendezvous}: another ganops than this one answers there. Check out the same "
+                "commit on all nodes."
+            ) from None
+        except socket.gaierror as error:
+            if not unknown:  # names may come up later, when a cluster starts
+                print(f"run.rendezvous={params.run.rendezvous}: {error.strerror}; calling on", flush=True)
+            unknown = True
+        except (OSError, ValueError):
             pass  # the first node is between two stages, or not there yet, or somebody else answers there
         time.sleep(CALL_SEC)
 

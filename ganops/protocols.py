@@ -30,6 +30,7 @@ TrainMetricName = Literal["distance", "kid", "precision", "recall", "density", "
 METRICS: tuple[str, ...] = get_args(MetricName)
 TRAIN_METRICS: tuple[str, ...] = get_args(TrainMetricName)
 EXTRACTORS = ("inception-2015", "efficientnet-lite0")  # built in; anything else is a TorchScript file
+SCRIPT_SUFFIXES = (".pt", ".pth", ".jit", ".ts", ".torchscript")  # a name with one of these is meant as a file
 SHARDS = "data/shards"  # stats.reference when the reference is the training images
 OF_CLASSES = ("class_distance", "class_recall")
 OF_GENERATOR = ("ppl_wend", "ppl_wfull")
@@ -133,7 +134,7 @@ def conflict_of_metrics(params: Mapping[str, Mapping[str, Any]]) -> str | None:
     extractor, reference = stats["extractor"], stats["reference"]
     built_in = extractor in EXTRACTORS
     near = difflib.get_close_matches(extractor.lower(), EXTRACTORS, n=1)
-    if near and not built_in:
+    if near and not built_in and Path(extractor).suffix not in SCRIPT_SUFFIXES:
         return f"stats.extractor={extractor} is neither built in nor a likely file. Did you mean {near[0]}?"
     conflict = preset_conflict(params)
     if conflict:
@@ -201,13 +202,12 @@ def metric_name(metric: str, protocol: str, suffix: str, precision: str) -> str:
         With Inception `fid50k_full`, `fid_clean`, `kid_clean`, `is_clean`, `precision_inception_clean`; with others
         `fd_efflite0`, `kd_efflite0`, `precision_efflite0`.
     """
-    resize = resize_of(protocol)
+    published = suffix == "inception"  # only its numbers may bear the published names
+    distance, kid = ("fid", "kid") if published else ("fd", "kd")
+    stems = {"distance": distance, "kid": kid, "inception_score": "is", "distance_infinity": f"{distance}_infinity"}
     tail = "" if precision == "float32" else "_bf16"
-    if suffix != "inception":
-        stem = {"distance": "fd", "kid": "kd", "inception_score": "is", "distance_infinity": "fd_infinity"}
-        return f"{stem.get(metric, metric)}_{suffix}{tail}"
+    if not published:
+        return f"{stems.get(metric, metric)}_{suffix}{tail}"
     if metric in ("distance", "kid") and protocol in PRESETS:
-        return protocol.replace("fid", {"distance": "fid", "kid": "kid"}[metric]) + tail
-    stem = {"distance": "fid", "kid": "kid", "inception_score": "is", "distance_infinity": "fid_infinity"}
-    name = stem.get(metric, f"{metric}_{suffix}")
-    return f"{name}_{resize}{tail}"
+        return stems[metric] + protocol.removeprefix("fid") + tail
+    return f"{stems.get(metric, f'{metric}_{suffix}')}_{resize_of(protocol)}{tail}"

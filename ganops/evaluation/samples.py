@@ -10,7 +10,7 @@ from ganops.config import Params
 from ganops.distributed import select_device
 from ganops.entry import say
 from ganops.errors import DataError
-from ganops.images.shards import open_shards
+from ganops.images.shards import ShardIndex, open_shards
 from ganops.launch import rank
 from ganops.metrics.evaluate import Yardstick, draw_neighbours, evaluate
 from ganops.metrics.features import measure_features
@@ -61,6 +61,7 @@ def evaluate_samples(
     index = fakes.index
     fake = describe_protocol(extractor, p, index.resolution, index.channels)
     check_samples(real.protocol, {**fake, **describe_reference(p)}, index)
+    _check_values(index, params)
     reals = open_images(reference, params)
     check_protocols(real.protocol, {"data_digest": describe_images(reals)[0]})
     say(f"fid: protocol {params.fid.protocol}, {extractor.name} on {device.type}, {count} samples")
@@ -85,3 +86,12 @@ def evaluate_samples(
     if perceptual is not None:
         result["protocol"]["perceptual"] = {"name": perceptual.name, "sha256": perceptual.sha256}
     return result, draw_neighbours(real, features, fakes, reals)
+
+
+def _check_values(index: ShardIndex, params: Params) -> None:
+    """That the samples were made as params.yaml says, also when stages are run by hand: numbers are named by it."""
+    made = index.source.get("sample")
+    for key in ("snapshot", "seed", "truncation_psi", "truncation_cutoff", "noise_mode"):
+        found, asked = (made or {}).get(key), getattr(params.sample, key)
+        if made is None or found != asked:
+            raise DataError(f"data/samples was made with sample.{key}={found}, not {asked}. Run `dvc repro sample`.")

@@ -206,7 +206,7 @@ def evaluate(
         "seed": p.seed,
         "num_real": real.num,
         "num_real_kept": len(real.features),
-        "memorised_searched": len(real.features) / real.num,
+        "memorised_searched": len(real.features) / real.protocol["num_images"],
         "compiled": params.run.compile_extractor,
         "num_fake": num_fake,
         "num_features": dim,
@@ -226,7 +226,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines = []
     if key in numbers:
         interval = f" +- {numbers[key + '_ci95']:.3g} (95 %)" if key + "_ci95" in numbers else ""
-        lines.append(f"{key} = {numbers[key]:.5g}{interval} ({counts}, ddof {protocol['ddof']})")
+        corrected = f", {numbers[key + '_corrected']:.5g} corrected" if key + "_corrected" in numbers else ""
+        lines.append(f"{key} = {numbers[key]:.5g}{interval}{corrected} ({counts}, ddof {protocol['ddof']})")
     rest = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.startswith(key)]
     if rest:
         lines.append(", ".join(rest))

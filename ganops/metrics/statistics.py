@@ -156,6 +156,11 @@ def measure_statistics(extractor: Extractor, images: Shards | FolderImages, para
         raise DataError(f"the reference {params.reference} holds {len(images)} images; at least {FEWEST} are needed.")
     most = len(images) if params.num_real is None else params.num_real // (2 if params.xflip else 1)
     chosen = spread_indices(len(images), most)
+    if len(chosen) < FEWEST:
+        raise DataError(
+            f"stats.num_real={params.num_real} with stats.xflip=true takes {len(chosen)} images and their mirror images; at "
+            f"least {FEWEST} images are needed. Set stats.num_real: {2 * FEWEST} or more."
+        )
     kept = spread_indices(len(chosen), params.keep_features)
     moments, rows = Moments(), []
     for flip in (False, True) if params.xflip else (False,):
@@ -174,6 +179,7 @@ def measure_statistics(extractor: Extractor, images: Shards | FolderImages, para
         **describe_protocol(extractor, params, resolution, channels),
         **describe_reference(params),
         "data_digest": digest,
+        "num_images": len(images),
     }
     labels, names = np.zeros(len(kept), np.int64), tuple[str, ...]()
     if isinstance(images, Shards):
@@ -267,7 +273,7 @@ def load_statistics(path: Path) -> Statistics:
         raise DataError(f"{path}: mean, covariance and features do not fit. Remove it and run `dvc repro stats`.")
     if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays):
         raise DataError(f"{path}: the moments are not finite float64. Remove it and run `dvc repro stats`.")
-    lacking = {*COMPARED, *OF_REFERENCE, "data_digest"} - set(statistics.protocol)
+    lacking = {*COMPARED, *OF_REFERENCE, "data_digest", "num_images"} - set(statistics.protocol)
     if lacking or kept < FEWEST or statistics.sigma.diagonal().min(initial=0.0) < 0:
         what = f"the protocol lacks {min(lacking)}" if lacking else "too few features, or a variance below zero"
         raise DataError(f"{path}: {what}. Remove it and run `dvc repro stats`.")

@@ -25,40 +25,6 @@ PathSampling = Literal["end", "full"]
 PATH_EPSILON = 1e-4  # Karras et al. 2019, section 4.1
 
 
-@torch.no_grad()
-def path_pairs(
-    G: Generator,
-    seed: int,
-    indices: Sequence[int],
-    labels: Tensor,
-    sampling: PathSampling,
-    epsilon: float,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images at t and t + epsilon of the way from w0 to w1, batch by batch: same noise, same class, no truncation.
-
-    All is computed in full float32, whatever the precision that G was trained in: the step is smaller than what lower
-    precision resolves.
-
-    Args:
-        G: on any device; used as it is (give it G_ema).
-        seed: of the sample; pair i is the same for every count and order, and to rounding for every batch size.
-        indices: pair numbers.
-        labels: [len(indices)] int64, the class of both ends; ignored by an unconditional G.
-        sampling: t is 0 ("end") or uniform in [0, 1) ("full").
-        epsilon: step along the way, in units of w1 - w0; 1e-4 as published. Measured at 16 and 64 px with both
-            distances: float32 makes scores too large by at most 0.1 % at 1e-4, but by 1 to 12 % at 1e-5.
-        batch_size: pairs at a time. Short batches are filled up, so that every batch has the same shape.
-    Yields:
-        Two float32 [n, C, H, W] on G's device, n <= batch_size, about in [-1, 1]: neither clamped nor quantised.
-    """
-    G = in_float32(G)
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        img0, img1 = _draw_pairs(G, seed, part, labels[start : start + batch_size], sampling, epsilon, batch_size)
-        yield img0[: len(part)], img1[: len(part)]
-
-
 def path_distances_in_ranks(
     G: Generator,
     distance: Callable[[Tensor, Tensor], Tensor],
@@ -71,7 +37,7 @@ def path_distances_in_ranks(
     """Distances of the first len(labels) pairs, measured by all ranks: the same bits for any number of them.
 
     Args:
-        G: as for `path_pairs`, and so are the others.
+        G: as for `draw_pairs`, of any precision; so are the others.
         distance: of two batches [N, C, H, W]: [N].
     Yields:
         float32 [n] on the CPU, n <= batch_size, in order; on other ranks than the first nothing. Not yet divided by
@@ -80,11 +46,11 @@ def path_distances_in_ranks(
     G = in_float32(G)
     starts = range(0, len(labels), batch_size)
 
-    @torch.no_grad()
     def measure(start: int) -> Tensor:
         part = range(len(labels))[start : start + batch_size]
-        pairs = _draw_pairs(G, seed, part, labels[start : start + batch_size], sampling, epsilon, batch_size)
-        return distance(*pairs)[: len(part)].float().cpu()
+        pairs = draw_pairs(G, seed, part, labels[start : start + batch_size], sampling, epsilon, batch_size)
+        with torch.no_grad():
+            return distance(*pairs)[: len(part)].float().cpu()
 
     yield from collect_in_order(map(measure, starts[rank() :: world_size()]), len(starts))
 
@@ -131,7 +97,8 @@ def in_float32(G: Generator) -> Generator:
     return twin.eval().requires_grad_(False)
 
 
-def _draw_pairs(
+@torch.no_grad()
+def draw_pairs(
     G: Generator,
     seed: int,
     indices: Sequence[int],
@@ -140,7 +107,23 @@ def _draw_pairs(
     epsilon: float,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Two images [batch_size, C, H, W] per index; those behind the last index repeat it."""
+    """Images at t and t + epsilon of the way from w0 to w1: same noise, same class, no truncation.
+
+    All is computed in full float32: the step is smaller than what lower precision resolves.
+
+    Args:
+        G: on any device, in float32 (see `in_float32`); used as it is (give it G_ema).
+        seed: of the sample; pair i is the same for every count and order, and to rounding for every batch size.
+        indices: pair numbers, at most `batch_size`.
+        labels: [len(indices)] int64, the class of both ends; ignored by an unconditional G.
+        sampling: t is 0 ("end") or uniform in [0, 1) ("full").
+        epsilon: step along the way, in units of w1 - w0; 1e-4 as published. Measured at 16 and 64 px with both
+            distances: float32 makes scores too large by at most 0.1 % at 1e-4, but by 1 to 12 % at 1e-5.
+        batch_size: short batches are filled up, so that every batch has the same shape.
+    Returns:
+        Two float32 [batch_size, C, H, W] on G's device, about in [-1, 1]: neither clamped nor quantised. Those behind
+        the last index repeat it.
+    """
     device = G.w_avg.device
     missing = batch_size - len(indices)
     padded = [*indices, *[indices[-1]] * missing]

@@ -57,8 +57,9 @@ def load_yardstick(
         **({"data_digest": index.digest} if params.stats.reference == SHARDS else {}),
     }
     check_protocols(real.protocol, expected)
-    room = Path(__file__).parents[1] / "metrics"
-    parts = [sha256_file(path) for path in sorted(room.glob("*.py"))] + [sha256_file(statistics)]
+    library = Path(__file__).parents[1]
+    code = [*sorted((library / "metrics").glob("*.py")), library / "precision.py", library / "protocols.py"]
+    parts = [sha256_file(path) for path in (*code, statistics)]
     digest = derive_seed(params.train.metric_images, *parts)
     return Yardstick(extractor, real, params.stats.batch_size), f"{digest:016x}"
 

@@ -31,6 +31,7 @@ from tests.standin import write_inception, write_standin
 
 ROOT = Path(__file__).parents[2]
 FAKES = 20
+MADE = yaml.safe_load((ROOT / "tests" / "pipeline" / "params.yaml").read_text())["sample"]
 PATHS = (
     "data/shards",
     "data/samples",
@@ -52,7 +53,8 @@ NUMBERS = [
 
 
 def write_images(folder: Path, seed: int, count: int, source: dict[str, object], size: int = 8) -> str:
-    """Random grey images of three classes as shards; their digest."""
+    """Random grey images of three classes as shards; their digest. Samples say that they were made as params say."""
+    source = {"sample": MADE, **source} if folder.name == "samples" else source
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 1, size, size), dtype=np.uint8) // (seed + 1)
     with ShardWriter(folder, 16, size, 1, ("a", "b", "c"), {}) as writer:
@@ -206,6 +208,31 @@ def test_statistics_of_other_data_or_another_protocol_are_refused(root: Path, ne
     with pytest.raises(DataError, match="num_fake=20, but data/samples has 19"):
         fid.main(make_stage(root, "fid", **network))
     assert not (root / "results").exists()
+
+
+def test_samples_made_by_other_values_are_refused(root: Path, network: dict[str, object]) -> None:
+    stats.main(make_stage(root, "stats", **network))
+    with pytest.raises(DataError, match=r"made with sample.truncation_psi=1.0, not 0.5. Run `dvc repro sample`"):
+        fid.main(make_stage(root, "fid", sample__truncation_psi=0.5, **network))
+    digest = open_shards(Path("data/shards"), verify=False).index.digest
+    write_images(root / "data" / "samples", 1, 25, {"training": {"data_digest": digest}, "sample": None})
+    with pytest.raises(DataError, match=r"made with sample.snapshot=None"):
+        fid.main(make_stage(root, "fid", **network))
+
+
+def test_mirror_images_leave_enough_images(root: Path, network: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"num_real=12 with stats.xflip=true takes 6 images.*Set stats.num_real: 20"):
+        stats.main(make_stage(root, "stats", stats__num_real=12, stats__xflip=True, **network))
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"), [({}, 0.5), ({"stats__xflip": True}, 0.5), ({"stats__num_real": 20}, 0.5)]
+)
+def test_the_share_searched_for_memorised_images_is_of_the_training_images(
+    root: Path, network: dict[str, object], changes: dict[str, object], share: float
+) -> None:
+    result = run_both(root, stats__keep_features=15, **changes, **network)
+    assert result["protocol"]["memorised_searched"] == share
 
 
 @pytest.mark.parametrize("name", ["train", "samples", "stats.npz"])

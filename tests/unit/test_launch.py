@@ -179,3 +179,22 @@ def test_a_port_that_is_taken() -> None:
         params = params_with(nodes=2, rendezvous=f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(RunError, match="Start `python -m stages.node` on each of them"):
             gather_nodes("train", params, 1)
+
+
+def test_another_version_at_the_first_node_is_told() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        params = params_with(nodes=2, rendezvous=f"127.0.0.1:{server.getsockname()[1]}")
+
+        def answer() -> None:
+            call, _ = server.accept()
+            with call:
+                call.recv(4096)
+                call.sendall(b'{"something": "else"}')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RunError, match="another ganops than this one answers there"):
+            await_meeting(params)
+        thread.join()

@@ -12,9 +12,9 @@ from ganops.networks import path_length as module
 from ganops.networks.layers import draw_noise
 from ganops.networks.path_length import (
     PATH_EPSILON,
+    draw_pairs,
     in_float32,
     path_distances_in_ranks,
-    path_pairs,
     snapshot_path_distances,
 )
 from ganops.networks.sampling import image_labels
@@ -50,6 +50,17 @@ class LinearGenerator:
 
 def squared(img0: Tensor, img1: Tensor) -> Tensor:
     return (img1 - img0).square().sum([1, 2, 3])
+
+
+def path_pairs(G, seed, indices, labels, sampling, epsilon, batch_size):  # type: ignore[no-untyped-def]
+    """All pairs, batch by batch, as distances are measured of them."""
+    G = in_float32(G) if isinstance(G, Generator) else G
+    for start in range(0, len(indices), batch_size):
+        part = indices[start : start + batch_size]
+        of_part = labels[start : start + batch_size]
+        img0, img1 = draw_pairs(G, seed, part, of_part, sampling, epsilon, batch_size)
+        assert len(img0) == len(img1) == batch_size
+        yield img0[: len(part)], img1[: len(part)]
 
 
 def pairs(G, count=20, sampling="end", epsilon=1e-4, batch_size=8, seed=3, indices=None) -> Tensor:  # type: ignore[no-untyped-def]

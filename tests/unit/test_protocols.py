@@ -54,6 +54,14 @@ def test_no_two_kinds_of_number_share_a_name() -> None:
     assert not any(name.startswith("fid") for name in others)
 
 
+@pytest.mark.parametrize("name", ["efficientnet.pt", "inception.jit", "Inception-2015.pth"])
+def test_a_file_may_be_called_like_a_network(tmp_path: Path, name: str) -> None:
+    values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["stats"]["extractor"], values["fid"]["protocol"] = name, "none"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    assert load_params(tmp_path / "params.yaml").stats.extractor == name
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_can_be_met_and_is_refused_otherwise(tmp_path: Path, name: str) -> None:
     """The message names a key and its value; setting what it says, again and again, ends in a file that is accepted."""

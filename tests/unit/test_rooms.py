@@ -19,7 +19,6 @@ NO_NUMBERS = {
     "ganops.entry",
     "ganops.errors",
     "ganops.launch",
-    "ganops.protocols",
 }
 # These write files, lines and pictures, or find a run to continue; what they do reaches no weight.
 TRAINING_WITHOUT_NUMBERS = {
@@ -28,6 +27,7 @@ TRAINING_WITHOUT_NUMBERS = {
     "ganops.networks.table",
     "ganops.ops._build",
     "ganops.ops.kernels",
+    "ganops.protocols",
     "ganops.training.job",
     "ganops.training.log",
     "ganops.training.measure",

@@ -27,7 +27,7 @@ def statistics() -> Statistics:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((12, 3)).astype(np.float32)
     mu, places = features.mean(0).astype(np.float64), np.arange(12)
-    protocol = {**dict.fromkeys((*COMPARED, *OF_REFERENCE, "data_digest"), "x"), "b": 1, "a": [1, 2]}
+    protocol = {**dict.fromkeys((*COMPARED, *OF_REFERENCE, "data_digest", "num_images"), "x"), "b": 1, "a": [1, 2]}
     return Statistics(mu, np.eye(3), 12, protocol, features, np.zeros(12, np.int64), places, ("a", "ü"))
 
 
