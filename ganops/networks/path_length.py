@@ -16,9 +16,9 @@ from ganops.collectives import collect_in_order
 from ganops.distributed import make_generator
 from ganops.entry import progress
 from ganops.launch import rank, world_size
+from ganops.networks.families import AnyGenerator
 from ganops.networks.sampling import CPU, image_labels, one_hot
 from ganops.networks.snapshot import load_snapshot
-from ganops.networks.stylegan2_generator import Generator
 from ganops.precision import full_float32
 
 PathSampling = Literal["end", "full"]
@@ -26,7 +26,7 @@ PATH_EPSILON = 1e-4  # Karras et al. 2019, section 4.1
 
 
 def path_distances_in_ranks(
-    G: Generator,
+    G: AnyGenerator,
     distance: Callable[[Tensor, Tensor], Tensor],
     seed: int,
     labels: Tensor,
@@ -88,18 +88,18 @@ def snapshot_path_distances(
     return found
 
 
-def in_float32(G: Generator) -> Generator:
+def in_float32(G: AnyGenerator) -> AnyGenerator:
     """G, or its twin of the same weights (in the same memory) all of whose layers compute in the weights' dtype."""
     if G.arguments["precision"] == "float32":
         return G
-    twin = Generator(**(G.arguments | {"precision": "float32"}), rng=None).to(G.w_avg.device)
+    twin = type(G)(**(G.arguments | {"precision": "float32"}), rng=None).to(G.w_avg.device)
     twin.load_state_dict(G.state_dict(), assign=True)
     return twin.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def draw_pairs(
-    G: Generator,
+    G: AnyGenerator,
     seed: int,
     indices: Sequence[int],
     labels: Tensor,
@@ -143,7 +143,7 @@ def draw_pairs(
     return img0, img1
 
 
-def _synthesize(G: Generator, w: Tensor, seed: int, indices: list[int]) -> Tensor:
+def _synthesize(G: AnyGenerator, w: Tensor, seed: int, indices: list[int]) -> Tensor:
     noise = [make_generator(w.device, seed, "path noise", index) for index in indices]
     img: Tensor = G.synthesis(G.truncate(w, 1.0, None), "random", noise)
     return img.float()

@@ -10,7 +10,7 @@ from ganops.collectives import collect_in_order
 from ganops.distributed import make_generator
 from ganops.images.pixels import to_uint8
 from ganops.launch import rank, world_size
-from ganops.networks.stylegan2_generator import Generator
+from ganops.networks.families import AnyGenerator
 
 CPU = torch.device("cpu")
 MAX_ROWS = 32  # of a picture; more classes than that are not looked at one by one
@@ -47,7 +47,7 @@ def one_hot(labels: Tensor, c_dim: int) -> Tensor:
 
 @torch.no_grad()
 def generate_images(
-    G: Generator,
+    G: AnyGenerator,
     seed: int,
     indices: Sequence[int],
     labels: Tensor,
@@ -84,7 +84,7 @@ def generate_images(
 
 
 def generate_in_ranks(
-    G: Generator,
+    G: AnyGenerator,
     seed: int,
     labels: Tensor,
     truncation_psi: float,
@@ -110,7 +110,7 @@ def generate_in_ranks(
 
 
 def draw_classes(
-    G: Generator, seed: int, num_classes: int, columns: int, psi: float, noise_mode: str, batch_size: int
+    G: AnyGenerator, seed: int, num_classes: int, columns: int, psi: float, noise_mode: str, batch_size: int
 ) -> np.ndarray:
     """Pictures for a grid: a row of `columns` images per class (the first 32), or `columns` rows when there are no classes.
 
@@ -124,7 +124,7 @@ def draw_classes(
 
 
 def draw_truncation_sweep(
-    G: Generator, seed: int, num_classes: int, columns: int, psis: Sequence[float], batch_size: int
+    G: AnyGenerator, seed: int, num_classes: int, columns: int, psis: Sequence[float], batch_size: int
 ) -> np.ndarray:
     """The same `columns` latents at each psi, one row per psi; classes in turn along a row. Constant noise.
 

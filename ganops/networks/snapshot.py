@@ -14,24 +14,23 @@ import torch
 
 from ganops.errors import WeightsError
 from ganops.files import write_bytes
-from ganops.networks.stylegan2_generator import Generator
+from ganops.networks.families import GENERATORS, AnyGenerator, family_of
 
-FAMILY = "stylegan2"
 FORMAT_VERSION = 1
 METADATA_KEY = "ganops"
 
 
-def save_snapshot(path: Path, network: Generator, metadata: dict[str, Any]) -> None:
+def save_snapshot(path: Path, network: AnyGenerator, metadata: dict[str, Any]) -> None:
     """Writes a generator, whole or not at all. The same weights, arguments and metadata give the same bytes.
 
     Args:
         path: of the .safetensors file.
-        network: on any device.
+        network: of any family, on any device.
         metadata: what else is to be known of it (kimg, params, data digest), JSON values only; NaN is refused.
     """
     header = {
         "format_version": FORMAT_VERSION,
-        "family": FAMILY,
+        "family": family_of(network),
         "arguments": network.arguments,
         "metadata": metadata,
     }
@@ -40,13 +39,13 @@ def save_snapshot(path: Path, network: Generator, metadata: dict[str, Any]) -> N
     write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
 
 
-def load_snapshot(path: Path) -> tuple[Generator, dict[str, Any]]:
+def load_snapshot(path: Path) -> tuple[AnyGenerator, dict[str, Any]]:
     """Reads a generator written by `save_snapshot`.
 
     Returns:
         The generator, on CPU, in evaluation mode and without gradients; and the metadata.
     Raises:
-        WeightsError: the file is missing, damaged, of another format, or its weights do not fit its arguments.
+        WeightsError: the file is missing, damaged, of another format or family, or its weights do not fit its arguments.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -58,44 +57,46 @@ def load_snapshot(path: Path) -> tuple[Generator, dict[str, Any]]:
         raise WeightsError(f"{path}: cannot read as safetensors ({error}). Get the snapshot again.") from error
     if text is None:
         raise WeightsError(f"{path}: has no metadata key {METADATA_KEY!r}, so it is not a snapshot of this library.")
-    arguments, metadata = _parse_header(path, text)
-    network = _construct(path, arguments)
+    family, arguments, metadata = _parse_header(path, text)
+    network = _construct(path, GENERATORS[family], arguments)
     _load_weights(path, network, tensors)
     return network.eval().requires_grad_(False), metadata
 
 
-def _parse_header(path: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parse_header(path: Path, text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Family (a known one), arguments and metadata."""
     try:
         header = json.loads(text)
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path}: its metadata is not JSON ({error}). Get the snapshot again.") from error
-    expected: dict[str, Any] = {"format_version": FORMAT_VERSION, "family": FAMILY}
-    for key, value in expected.items():
-        found = header.get(key) if isinstance(header, dict) else None
-        if found != value:
+    header = header if isinstance(header, dict) else {}
+    known: dict[str, list[Any]] = {"format_version": [FORMAT_VERSION], "family": list(GENERATORS)}
+    for key, values in known.items():
+        if (found := header.get(key)) not in values:
+            choice = " or ".join(repr(value) for value in values)
             raise WeightsError(
-                f"{path}: {key}={found!r}, but this version reads {value!r}. Use the ganops that wrote it."
+                f"{path}: {key}={found!r}, but this version reads {choice}. Use the ganops that wrote it."
             )
     arguments, metadata = header.get("arguments"), header.get("metadata")
     if not isinstance(arguments, dict) or not isinstance(metadata, dict):
         raise WeightsError(f"{path}: its metadata lacks arguments or metadata. Get the snapshot again.")
-    return arguments, metadata
+    return header["family"], arguments, metadata
 
 
-def _construct(path: Path, arguments: dict[str, Any]) -> Generator:
+def _construct(path: Path, kind: type[AnyGenerator], arguments: dict[str, Any]) -> AnyGenerator:
     """The generator with zero weights, or an error that says which argument it cannot be made with."""
-    known = set(Generator.__init__.__annotations__) - {"rng", "return"}
+    known = set(kind.__init__.__annotations__) - {"rng", "return"}
     if unknown := sorted(set(arguments) - known):
         raise WeightsError(f"{path}: unknown constructor arguments {', '.join(unknown)}. Use the ganops that wrote it.")
     if missing := sorted(known - set(arguments)):
         raise WeightsError(f"{path}: lacks constructor arguments {', '.join(missing)}. Use the ganops that wrote it.")
     try:
-        return Generator(**arguments, rng=None)
+        return kind(**arguments, rng=None)
     except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
         raise WeightsError(f"{path}: no generator can be made from its arguments ({error}).") from error
 
 
-def _load_weights(path: Path, network: Generator, tensors: dict[str, torch.Tensor]) -> None:
+def _load_weights(path: Path, network: AnyGenerator, tensors: dict[str, torch.Tensor]) -> None:
     own = network.state_dict()
     if differing := sorted(set(own) ^ set(tensors)):
         raise WeightsError(f"{path}: its weights do not fit its arguments: {differing[0]} is missing or unexpected.")

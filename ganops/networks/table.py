@@ -6,9 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ganops.networks.early_layers import EarlyConv, EarlyDense
+from ganops.networks.families import AnyDiscriminator, AnyGenerator
+from ganops.networks.growing import LOWEST, Grid, grid_name, level_grid, level_resolutions
+from ganops.networks.joint_mapping import LabelMatrix
 from ganops.networks.layers import Conv, Dense, SynthesisLayer, ToRGB
+from ganops.networks.pggan_generator import PGGANFirst
+from ganops.networks.stylegan1_layers import Epilogue, StyledConv
 from ganops.networks.stylegan2_discriminator import Discriminator
 from ganops.networks.stylegan2_generator import Generator
+
+LAYERS = (Conv, Dense, SynthesisLayer, ToRGB, EarlyConv, EarlyDense, LabelMatrix, PGGANFirst, Epilogue, StyledConv)
+"""What has a row. A layer inside a layer has none."""
 
 
 @dataclass(frozen=True)
@@ -20,40 +29,56 @@ class LayerRow:
     output_shape: tuple[int, ...]
 
 
-def layer_table(network: Generator | Discriminator) -> tuple[LayerRow, ...]:
+def layer_table(network: AnyGenerator | AnyDiscriminator) -> tuple[LayerRow, ...]:
     """The layers in the order of the data. Costs no computation: a copy of the network runs on the meta device.
 
     Args:
-        network: any device, any precision; left as it is.
+        network: any device, any precision, however far it has grown; left as it is.
     Returns:
-        One row per layer, an affine transformation of styles being part of its layer. The numbers add up to all
-        trainable parameters.
+        One row per layer, also of those that a growing network does not use yet or any more; an affine transformation of
+        styles is part of its layer. The numbers add up to all trainable parameters.
     """
     with torch.device("meta"):
         copy = type(network)(**network.arguments, rng=None)
-    rows: list[LayerRow] = []
+    rows: dict[str, LayerRow] = {}
 
     def watch(name: str, module: nn.Module) -> None:
         def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            rows.append(LayerRow(_published_name(name), _count(module), tuple(output.shape[1:])))
+            rows[name] = LayerRow(_published_name(name, copy), _count(module), tuple(output.shape[1:]))
 
         module.register_forward_hook(note)
 
     for name, module in copy.named_modules():
-        inside_layer = isinstance(copy.get_submodule(name.rpartition(".")[0]), SynthesisLayer | ToRGB)
-        if isinstance(module, Conv | Dense | SynthesisLayer | ToRGB) and not inside_layer:
+        inside_layer = isinstance(copy.get_submodule(name.rpartition(".")[0]), LAYERS)
+        if isinstance(module, LAYERS) and not inside_layer:
             watch(name, module)
     with torch.device("meta"):
-        c = torch.zeros(1, copy.c_dim)
-        if isinstance(copy, Generator):
-            copy(torch.zeros(1, copy.z_dim), c, 1.0, None, "none", None)
-            const = copy.synthesis.blocks["4x4"].const
-            assert isinstance(const, Tensor)
-            row = LayerRow("synthesis.4x4.const", const.numel(), tuple(const.shape))
-            rows.insert(next(i for i, other in enumerate(rows) if other.name.startswith("synthesis.")), row)
+        if isinstance(copy, Generator | Discriminator):
+            _run(copy, copy.resolution)
         else:
-            copy(torch.zeros(1, copy.img_channels, copy.resolution, copy.resolution), c)
-    return tuple(_sorted_like(rows, copy))
+            # An image layer runs while its level is the topmost one: all do in turn.
+            for lod, r in enumerate(reversed(level_resolutions(copy.resolution))):
+                copy.set_lod(lod)
+                _run(copy, r)
+    for name, const in copy.named_parameters():
+        if name.endswith(".const"):
+            rows[name] = LayerRow(_published_name(name, copy), const.numel(), tuple(const.shape))
+    # In the order in which the modules were made: a block's skip branch after its convolutions. Constants are first.
+    order = {name: index for index, (name, _) in enumerate(copy.named_modules())}
+    return tuple(rows[name] for name in sorted(rows, key=lambda name: order[name.removesuffix(".const")]))
+
+
+def _run(network: AnyGenerator | AnyDiscriminator, r: int) -> None:
+    """Sends one image of nominal resolution r through a network."""
+    c = torch.zeros(1, network.c_dim)
+    if isinstance(network, AnyGenerator):
+        network(torch.zeros(1, network.z_dim), c, 1.0, None, "none", None)
+    else:
+        network(torch.zeros(1, network.img_channels, *level_grid(_base_grid(network), r)), c)
+
+
+def _base_grid(network: AnyGenerator | AnyDiscriminator) -> Grid:
+    return (LOWEST, LOWEST) if isinstance(network, Generator | Discriminator) else network.base_grid
 
 
 def format_table(rows: tuple[LayerRow, ...]) -> str:
@@ -66,21 +91,15 @@ def format_table(rows: tuple[LayerRow, ...]) -> str:
     return "\n".join(lines)
 
 
-def _sorted_like(rows: list[LayerRow], network: nn.Module) -> list[LayerRow]:
-    """Rows in the order in which the modules were made: a block's skip branch after its convolutions."""
-    order = {_published_name(name): index for index, (name, _) in enumerate(network.named_modules())}
-    position = {row.name: order[row.name.removesuffix(".const")] for row in rows}
-    return sorted(rows, key=lambda row: position[row.name])
-
-
-def _published_name(name: str) -> str:
-    return name.replace("blocks.", "").replace("layers.", "").replace("head.", "4x4.")
+def _published_name(name: str, network: AnyGenerator | AnyDiscriminator) -> str:
+    lowest = grid_name(_base_grid(network))
+    return name.replace("blocks.", "").replace("layers.", "").replace("head.", f"{lowest}.")
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def describe_networks(G: Generator, D: Discriminator) -> str:
+def describe_networks(G: AnyGenerator, D: AnyDiscriminator) -> str:
     """The tables of both networks, one below the other."""
     return f"Generator\n{format_table(layer_table(G))}\n\nDiscriminator\n{format_table(layer_table(D))}"

@@ -1,0 +1,24 @@
+"""The families of networks, by the names that snapshots bear."""
+
+from ganops.networks.pggan_discriminator import PGGANDiscriminator
+from ganops.networks.pggan_generator import PGGANGenerator
+from ganops.networks.stylegan1_discriminator import StyleGAN1Discriminator
+from ganops.networks.stylegan1_generator import StyleGAN1Generator
+from ganops.networks.stylegan2_discriminator import Discriminator
+from ganops.networks.stylegan2_generator import Generator
+from ganops.networks.stylegan2_growing_generator import GrowingGenerator
+
+AnyGenerator = Generator | GrowingGenerator | StyleGAN1Generator | PGGANGenerator
+AnyDiscriminator = Discriminator | StyleGAN1Discriminator | PGGANDiscriminator
+
+GENERATORS: dict[str, type[AnyGenerator]] = {
+    "stylegan2": Generator,
+    "stylegan2-growing": GrowingGenerator,
+    "stylegan1": StyleGAN1Generator,
+    "pggan": PGGANGenerator,
+}
+
+
+def family_of(network: AnyGenerator) -> str:
+    """The name of a generator's family."""
+    return next(name for name, kind in GENERATORS.items() if type(network) is kind)

@@ -1,0 +1,324 @@
+"""The generator of PGGAN."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganops.networks.early_layers import LRELU_GAIN, EarlyConv, pixel_norm
+from ganops.networks.growing import (
+    Grid,
+    check_lod,
+    grid_name,
+    level_channels,
+    level_grid,
+    level_resolutions,
+    split_lod,
+    truncate_w,
+    upscale,
+)
+from ganops.networks.layers import NoiseMode, NoiseSource, Precision, block_dtype, draw_normal, fast_format
+from ganops.networks.mapping import normalize
+from ganops.ops.bias_act import bias_act
+
+
+class PGGANMapping(nn.Module):
+    """z and the label, normalised as one vector: the "w" of a family without a mapping network. Has no weights."""
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """[N, z_dim], [N, c_dim] -> [N, z_dim + c_dim] of mean square 1, z's dtype."""
+        return normalize(torch.cat([z, c.to(z.dtype)], dim=1))
+
+
+class PGGANFirst(nn.Module):
+    """The dense layer from w to the features of the lowest level, with a bias per channel.
+
+    Args:
+        w_dim: width of the input.
+        channels: of the output.
+        grid: height and width of the output.
+        clamp: limits the activations to +-clamp; None = no limit.
+        rng: for the initial weights; None = zeros.
+    """
+
+    def __init__(
+        self, *, w_dim: int, channels: int, grid: Grid, clamp: float | None, rng: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.clamp = clamp
+        self.weight = nn.Parameter(draw_normal(channels * grid[0] * grid[1], w_dim, rng=rng))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        # A quarter of what a leaky ReLU asks for, as published (of 4x4 positions each counts as one input).
+        self.weight_gain = LRELU_GAIN / 4 / w_dim**0.5
+
+    def forward(self, w: Tensor) -> Tensor:
+        """[N, w_dim] -> [N, channels, H, W], w's dtype; with leaky ReLU, not yet normalised."""
+        x = F.linear(w, self.weight * self.weight_gain).reshape(len(w), len(self.bias), *self.grid)
+        return bias_act(x, self.bias, activation="lrelu", gain=1.0, clamp=self.clamp)
+
+
+class PGGANBlock(nn.Module):
+    """The layers of one level, each followed by pixel norm, and its image layer.
+
+    Args:
+        in_channels: channels of the input; 0 = none: the block starts from w.
+        out_channels: channels of the output.
+        w_dim: width of w.
+        grid: height and width of the output.
+        img_channels: channels of the image.
+        clamp: limit of the activations, or None.
+        dtype: low precision to compute in; None = dtype of the weights.
+        rng: for the initial weights; None = zeros.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        grid: Grid,
+        img_channels: int,
+        clamp: float | None,
+        dtype: torch.dtype | None,
+        rng: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.dense = self.conv0_up = None
+        if in_channels:
+            self.conv0_up = _lrelu_conv(in_channels, out_channels, 2, clamp, rng)
+        else:
+            self.dense = PGGANFirst(w_dim=w_dim, channels=out_channels, grid=grid, clamp=clamp, rng=rng)
+        last = _lrelu_conv(out_channels, out_channels, 1, clamp, rng)
+        # Named as in the other families: the lowest level's only convolution has no number.
+        self.conv = None if in_channels else last
+        self.conv1 = last if in_channels else None
+        self.to_rgb = EarlyConv(
+            in_channels=out_channels,
+            out_channels=img_channels,
+            kernel_size=1,
+            bias=True,
+            activation="linear",
+            gain=1.0,
+            up=1,
+            down=1,
+            fused=False,
+            blur=False,
+            clamp=clamp,
+            rng=rng,
+        )
+
+    def forward(self, x: Tensor | None, w: Tensor) -> Tensor:
+        """Features [N, in_channels, H / 2, W / 2] (None at the lowest level) -> [N, out_channels, H, W]."""
+        dtype = w.dtype if self.dtype is None else self.dtype
+        if self.dense is not None:
+            x = pixel_norm(fast_format(self.dense(w)))
+        assert x is not None
+        x = x.to(dtype)
+        for layer in (self.conv, self.conv0_up, self.conv1):
+            if layer is not None:
+                x = pixel_norm(layer(x))
+        return x
+
+
+class PGGANSynthesis(nn.Module):
+    """From ws to images; see `PGGANGenerator` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        w_dim: int,
+        resolution: int,
+        base_grid: Grid,
+        img_channels: int,
+        channel_base: int,
+        channel_max: int,
+        precision: Precision,
+        low_precision_resolutions: int,
+        conv_clamp: float | None,
+        lod: float,
+        rng: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.lod = lod
+        self.blocks = nn.ModuleDict()
+        in_channels = 0
+        for r in level_resolutions(resolution):
+            out_channels = level_channels(r, channel_base, channel_max)
+            grid = level_grid(base_grid, r)
+            self.blocks[grid_name(grid)] = PGGANBlock(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                w_dim=w_dim,
+                grid=grid,
+                img_channels=img_channels,
+                clamp=conv_clamp,
+                dtype=block_dtype(precision, r, resolution, low_precision_resolutions),
+                rng=rng,
+            )
+            in_channels = out_channels
+
+    def forward(self, ws: Tensor, noise_mode: NoiseMode, rng: NoiseSource) -> Tensor:
+        """Images from one w.
+
+        Args:
+            ws: [N, 1, w_dim], in the dtype of the weights.
+            noise_mode: every mode gives the same images: PGGAN has no noise.
+            rng: not drawn from, for the same reason.
+        Returns:
+            [N, img_channels, H, W] of the present level, in the dtype of the weights, about in [-1, 1].
+        """
+        assert ws.shape[1] == 1, ws.shape
+        missing, fade = split_lod(self.lod)
+        blocks = [block for block in self.blocks.values() if isinstance(block, PGGANBlock)]
+        blocks = blocks[: len(blocks) - missing]
+        w = ws[:, 0]
+        x: Tensor | None = None
+        below: Tensor | None = None
+        for block in blocks:
+            below, x = x, block(x, w)
+        assert x is not None
+        # Images are faded in full precision.
+        img: Tensor = blocks[-1].to_rgb(x).to(w.dtype)
+        if fade and below is not None:
+            old = blocks[-2].to_rgb(below).to(w.dtype)
+            img = torch.lerp(img, upscale(old, 2), fade)
+        return img
+
+
+class PGGANGenerator(nn.Module):
+    """The generator of PGGAN, growing. Its w is the normalised latent and label, one for all layers; it has no noise.
+
+    Layers of levels above the present one are not run, and get no gradients; nor do image layers of levels below it, but
+    for the next one while it fades.
+
+    Args:
+        z_dim: width of the latent z.
+        c_dim: number of classes, 0 = no labels. w_dim is z_dim + c_dim.
+        resolution: nominal, of the fully grown network; a power of two from 4 up.
+        base_grid: height and width of the lowest level, (4, 4) for square images; images are resolution / 4 times as large.
+        img_channels: of the images.
+        channel_base: nominal resolution r has min(channel_base / r, channel_max) channels; 16384 and 512 as published.
+        channel_max: see `channel_base`.
+        precision: of the highest resolutions; images are faded in the dtype of the weights.
+        low_precision_resolutions: how many resolutions have this precision.
+        conv_clamp: limit of the activations, 256 with float16; None = no limit.
+        lod: how far it has grown, see `ganops.networks.growing`; 0 = fully.
+        rng: on CPU; the initial weights are a function of it and of the other arguments. None leaves weights at zero.
+    Source: Karras et al. 2018, "Progressive growing of GANs for improved quality, stability, and variation", table 2.
+    """
+
+    w_avg: Tensor
+
+    def __init__(
+        self,
+        *,
+        z_dim: int,
+        c_dim: int,
+        resolution: int,
+        base_grid: Grid,
+        img_channels: int,
+        channel_base: int,
+        channel_max: int,
+        precision: Precision,
+        low_precision_resolutions: int,
+        conv_clamp: float | None,
+        lod: float,
+        rng: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        height, width = base_grid
+        self._arguments: dict[str, Any] = {
+            "z_dim": z_dim,
+            "c_dim": c_dim,
+            "resolution": resolution,
+            "base_grid": [height, width],
+            "img_channels": img_channels,
+            "channel_base": channel_base,
+            "channel_max": channel_max,
+            "precision": precision,
+            "low_precision_resolutions": low_precision_resolutions,
+            "conv_clamp": conv_clamp,
+        }
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+        self.w_dim = z_dim + c_dim
+        self.resolution = resolution
+        self.base_grid = height, width
+        self.img_channels = img_channels
+        self.num_ws = 1
+        self.mapping = PGGANMapping()
+        self.synthesis = PGGANSynthesis(
+            w_dim=self.w_dim,
+            resolution=resolution,
+            base_grid=self.base_grid,
+            img_channels=img_channels,
+            channel_base=channel_base,
+            channel_max=channel_max,
+            precision=precision,
+            low_precision_resolutions=low_precision_resolutions,
+            conv_clamp=conv_clamp,
+            lod=check_lod(lod, resolution),
+            rng=rng,
+        )
+        # The running mean of w, moved by the training loop.
+        self.register_buffer("w_avg", torch.zeros(self.w_dim))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
+        return {**self._arguments, "lod": self.lod}
+
+    @property
+    def lod(self) -> float:
+        """How far the network has grown; 0 = fully."""
+        return self.synthesis.lod
+
+    def set_lod(self, lod: float) -> None:
+        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
+        self.synthesis.lod = check_lod(lod, self.resolution)
+
+    @property
+    def active_ws(self) -> int:
+        """How many of `num_ws` matter at the present lod: the one that there is."""
+        return 1
+
+    def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
+        """[N, w_dim] -> ws [N, 1, w_dim], see `truncate_w`. Not part of PGGAN: it was made for psi 1."""
+        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor,
+        truncation_psi: float,
+        truncation_cutoff: int | None,
+        noise_mode: NoiseMode,
+        rng: NoiseSource,
+    ) -> Tensor:
+        """[N, z_dim], [N, c_dim] -> images of full size, those of the present level in squares of equal pixels."""
+        ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
+        return upscale(self.synthesis(ws, noise_mode, rng), 2 ** split_lod(self.lod)[0])
+
+
+def _lrelu_conv(
+    in_channels: int, out_channels: int, up: int, clamp: float | None, rng: torch.Generator | None
+) -> EarlyConv:
+    """3x3 with bias and leaky ReLU; enlarging ones are fused at all levels, as published."""
+    return EarlyConv(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=3,
+        bias=True,
+        activation="lrelu",
+        gain=LRELU_GAIN,
+        up=up,
+        down=1,
+        fused=up == 2,
+        blur=False,
+        clamp=clamp,
+        rng=rng,
+    )
