@@ -26,7 +26,8 @@ from ganops.distributed import configure_numerics, deal, joined_ranks, select_de
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
 from ganops.networks.sampling import one_hot
-from ganops.training.state import build_networks, initial_state
+from ganops.training.build import build_networks
+from ganops.training.state import initial_state
 from ganops.training.step import train_step
 
 ROOT = Path(__file__).parents[1]

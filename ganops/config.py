@@ -129,6 +129,23 @@ class Params(Section):
         conflict = conflict_of_metrics(self.model_dump())
         if conflict:
             raise ValueError(conflict)
+        initial = self.train.lod_initial_resolution
+        if initial is not None and initial > self.prepare.resolution:
+            raise ValueError(
+                f"train.lod_initial_resolution={initial} is above prepare.resolution={self.prepare.resolution}. Lower it."
+            )
+        if initial is not None and self.run.compile != "none":
+            raise ValueError(
+                f"run.compile={self.run.compile}, but train.lod_initial_resolution={initial}: a network that grows would be "
+                "compiled again for every fade. Set run.compile: none."
+            )
+        if self.train.family == "pggan":
+            for key, value in (("truncation_psi", 1.0), ("grid_psi", 1.0), ("sweep_psi", [1.0])):
+                if getattr(self.sample, key) != value:
+                    raise ValueError(
+                        f"sample.{key}={getattr(self.sample, key)}, but train.family=pggan has no w to truncate. "
+                        f"Set sample.{key}: {value}."
+                    )
         blocks = self.prepare.resolution.bit_length() - 3
         if self.train.D_freeze_blocks > blocks:
             raise ValueError(

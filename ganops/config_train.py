@@ -7,10 +7,17 @@ from pydantic import Field, model_validator
 from ganops.config_base import FEWEST, FROM_SCRATCH, Fraction, Gain, Kimg, NotNegative, Positive, Section
 from ganops.protocols import TrainMetricName
 
+Family = Literal["stylegan2", "stylegan2-growing", "stylegan1", "pggan"]
+AugmentSet = Literal[
+    "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"
+]  # fmt: skip
+DiffAugmentKind = Literal["color", "translation", "cutout"]
+
 
 class TrainParams(Section):
     total_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     tick_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tick_kimg_by_resolution: dict[Positive, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
     image_kimg: Kimg
     snapshot_kimg: Kimg
     metric_kimg: Kimg
@@ -29,10 +36,18 @@ class TrainParams(Section):
     xflip: bool
     batch_size: Positive
     batch_gpu: Positive
+    batch_size_by_resolution: dict[Positive, Positive]
+    batch_gpu_by_resolution: dict[Positive, Positive]
+
+    family: Family
+    lod_initial_resolution: Annotated[int, Field(ge=4)] | None
+    lod_training_kimg: Kimg
+    lod_transition_kimg: Kimg
+    reset_opt_for_new_lod: bool
 
     z_dim: Positive
     w_dim: Positive
-    mapping_layers: Positive
+    mapping_layers: NotNegative
     D_mapping_layers: Positive
     mapping_lr_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     channel_base: Positive
@@ -50,9 +65,17 @@ class TrainParams(Section):
     G_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     D_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     lr_rampup_kimg: Kimg
+    lr_by_resolution: dict[Positive, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+    loss: Literal["logistic", "wgan-gp"]
+    gp_weight: Gain
+    drift_weight: Gain
+    acgan_weight: Gain
+    D_first: bool
+    D_repeats: Positive
 
     r1_gamma: Gain
     r1_interval: Positive
@@ -64,52 +87,150 @@ class TrainParams(Section):
     w_avg_beta: Fraction
     ema_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     ema_rampup: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] | None
+
+    augment: Literal["none", "ada", "fixed", "diffaugment"]
+    augment_set: AugmentSet
+    augment_p: Fraction
+    ada_target: Annotated[float, Field(gt=-1, lt=1)]
+    ada_interval: Positive
+    ada_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ada_max_p: Fraction
+    diffaugment_policy: Annotated[list[DiffAugmentKind], Field(min_length=1)]
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        if self.batch_size % self.batch_gpu:
-            low = self.batch_size // self.batch_gpu * self.batch_gpu
-            choice = " or ".join(str(size) for size in (low, low + self.batch_gpu) if size)
-            raise ValueError(
-                f"train.batch_size={self.batch_size} is not a multiple of train.batch_gpu={self.batch_gpu}. Use {choice}."
+        for conflict in (
+            conflict_of_batches(self),
+            conflict_of_intervals(self),
+            conflict_of_growing(self),
+            conflict_of_family(self),
+            conflict_of_values(self),
+        ):
+            if conflict:
+                raise ValueError(conflict)
+        return self
+
+
+def conflict_of_batches(p: TrainParams) -> str | None:
+    """Whether every resolution's batch is made of whole micro-batches and these of whole groups; each in a user's words."""
+    for resolution in (None, *sorted({*p.batch_size_by_resolution, *p.batch_gpu_by_resolution})):
+        batch_size = p.batch_size if resolution is None else p.batch_size_by_resolution.get(resolution, p.batch_size)
+        batch_gpu = p.batch_gpu if resolution is None else p.batch_gpu_by_resolution.get(resolution, p.batch_gpu)
+        where = "" if resolution is None else f" at {resolution} px"
+        if batch_size % batch_gpu:
+            low = batch_size // batch_gpu * batch_gpu
+            choice = " or ".join(str(size) for size in (low, low + batch_gpu) if size)
+            return (
+                f"train.batch_size={batch_size} is not a multiple of train.batch_gpu={batch_gpu}{where}. Use {choice}."
             )
-        if self.mbstd_num_channels and self.batch_gpu % min(self.mbstd_group_size, self.batch_gpu):
-            raise ValueError(
-                f"train.batch_gpu={self.batch_gpu} is not a multiple of train.mbstd_group_size={self.mbstd_group_size}: "
+        if p.mbstd_num_channels and batch_gpu % min(p.mbstd_group_size, batch_gpu):
+            return (
+                f"train.batch_gpu={batch_gpu}{where} is not a multiple of train.mbstd_group_size={p.mbstd_group_size}: "
                 "minibatch standard deviation works on whole groups. Change one of them."
             )
-        for key in ("image_kimg", "snapshot_kimg", "metric_kimg", "total_kimg"):
-            value = getattr(self, key)
-            ticks = value / self.tick_kimg
-            if abs(ticks - round(ticks)) > 1e-6:
-                raise ValueError(
-                    f"train.{key}={value:g} is not a multiple of train.tick_kimg={self.tick_kimg:g}: pictures, snapshots, "
-                    "metrics and the end fall on ticks. Change one of them."
-                )
-        for key in ("image_kimg", "lr_rampup_kimg"):
-            if 0 < getattr(self, key) < 1:
-                raise ValueError(
-                    f"train.{key}={getattr(self, key):g} is between 0 (off) and 1, the smallest. Use 0 or 1."
-                )
-        if self.tick_kimg * 1000 < self.batch_size:
-            raise ValueError(
-                f"train.tick_kimg={self.tick_kimg:g} is less than one batch (train.batch_size={self.batch_size}). "
-                f"Use at least {self.batch_size / 1000:g}."
+        tick_kimg = p.tick_kimg if resolution is None else p.tick_kimg_by_resolution.get(resolution, p.tick_kimg)
+        if tick_kimg * 1000 < batch_size * p.D_repeats:
+            repeats = f" of train.D_repeats={p.D_repeats}" if p.D_repeats > 1 else ""
+            return (
+                f"train.tick_kimg={tick_kimg:g} is less than one batch{repeats} (train.batch_size={batch_size}{where}). "
+                f"Use at least {batch_size * p.D_repeats / 1000:g}."
             )
-        if self.precision != "float32" and not self.low_precision_resolutions:
-            raise ValueError(
-                f"train.precision={self.precision} with train.low_precision_resolutions=0 computes everything in float32. "
-                "Say how many of the highest resolutions use it (4 in the published recipes), or set precision: float32."
+    return None
+
+
+def conflict_of_intervals(p: TrainParams) -> str | None:
+    """Whether pictures, snapshots, metrics and the end can fall on ticks; in a user's words."""
+    for key in ("image_kimg", "snapshot_kimg", "metric_kimg", "total_kimg"):
+        value = getattr(p, key)
+        ticks = value / p.tick_kimg
+        # Ticks that change with the resolution fall nowhere in particular: what is due waits for the next one.
+        if abs(ticks - round(ticks)) > 1e-6 and not p.tick_kimg_by_resolution:
+            return (
+                f"train.{key}={value:g} is not a multiple of train.tick_kimg={p.tick_kimg:g}: pictures, snapshots, "
+                "metrics and the end fall on ticks. Change one of them."
             )
-        if self.D_freeze_blocks and self.init_from == FROM_SCRATCH:
-            raise ValueError(
-                f"train.D_freeze_blocks={self.D_freeze_blocks} freezes layers of D, but train.init_from={FROM_SCRATCH} "
-                "leaves them random. Name a training state as train.init_from, or set D_freeze_blocks: 0."
+    for key in ("image_kimg", "lr_rampup_kimg"):
+        if 0 < getattr(p, key) < 1:
+            return f"train.{key}={getattr(p, key):g} is between 0 (off) and 1, the smallest. Use 0 or 1."
+    return None
+
+
+def conflict_of_growing(p: TrainParams) -> str | None:
+    """Whether values of progressive growing fit each other; in a user's words."""
+    by_resolution = [
+        key
+        for key in (
+            "batch_size_by_resolution",
+            "batch_gpu_by_resolution",
+            "lr_by_resolution",
+            "tick_kimg_by_resolution",
+        )
+        if getattr(p, key)
+    ]
+    for key in by_resolution:
+        odd = [size for size in getattr(p, key) if size < 4 or size & (size - 1)]
+        if odd:
+            return f"train.{key} has {odd[0]}, which no network passes while it grows. Use powers of two from 4 up."
+    initial = p.lod_initial_resolution
+    if initial is None:
+        if by_resolution:
+            return (
+                f"train.{by_resolution[0]}={getattr(p, by_resolution[0])}, but train.lod_initial_resolution=null: nothing "
+                f"grows. Set it to the first resolution, or train.{by_resolution[0]}: {{}}."
             )
-        if self.best_by not in self.metrics:
-            raise ValueError(
-                f"train.best_by={self.best_by} is not among train.metrics={self.metrics}. Choose one of them, or add it."
-            )
-        if self.channel_base < 4 * 4:
-            raise ValueError(f"train.channel_base={self.channel_base} leaves no channel; use at least the resolution.")
-        return self
+        return None
+    if p.family == "stylegan2":
+        return (
+            f"train.lod_initial_resolution={initial}, but train.family=stylegan2 does not grow. Set it to null, or "
+            "train.family: stylegan2-growing."
+        )
+    if initial & (initial - 1):
+        return f"train.lod_initial_resolution={initial} is not a power of two. Use 4 or 8."
+    if not p.lod_training_kimg + p.lod_transition_kimg:
+        return "train.lod_training_kimg=0 and train.lod_transition_kimg=0: growing takes time. Set one of them."
+    return None
+
+
+def conflict_of_family(p: TrainParams) -> str | None:
+    """Whether the networks' values fit their family; in a user's words."""
+    expected: dict[str, object] = {}
+    if p.family != "stylegan2":
+        expected = {"G_architecture": "orig", "D_architecture": "orig", "D_freeze_blocks": 0}
+    if p.family == "pggan":
+        expected |= {"mapping_layers": 0, "w_dim": p.z_dim, "style_mixing_prob": 0.0, "pl_weight": 0.0}
+    for key, value in expected.items():
+        if getattr(p, key) != value:
+            found = getattr(p, key)
+            return f"train.{key}={found}, but train.family={p.family} knows only {value}. Set train.{key}: {value}."
+    if p.family != "pggan" and not p.mapping_layers:
+        return f"train.mapping_layers=0, but train.family={p.family} has a mapping network. Use 1 or more."
+    return None
+
+
+def conflict_of_values(p: TrainParams) -> str | None:
+    """Values of which one would have no effect, or no meaning; in a user's words."""
+    if p.precision != "float32" and not p.low_precision_resolutions:
+        return (
+            f"train.precision={p.precision} with train.low_precision_resolutions=0 computes everything in float32. "
+            "Say how many of the highest resolutions use it (4 in the published recipes), or set precision: float32."
+        )
+    if p.D_freeze_blocks and p.init_from == FROM_SCRATCH:
+        return (
+            f"train.D_freeze_blocks={p.D_freeze_blocks} freezes layers of D, but train.init_from={FROM_SCRATCH} "
+            "leaves them random. Name a training state as train.init_from, or set D_freeze_blocks: 0."
+        )
+    if p.best_by not in p.metrics:
+        return f"train.best_by={p.best_by} is not among train.metrics={p.metrics}. Choose one of them, or add it."
+    if p.channel_base < 4 * 4:
+        return f"train.channel_base={p.channel_base} leaves no channel; use at least the resolution."
+    if p.augment in ("fixed", "diffaugment") and not p.augment_p:
+        return (
+            f"train.augment={p.augment} with train.augment_p=0 changes no image. Set augment_p (1 for DiffAugment as "
+            "published), or train.augment: none."
+        )
+    if p.augment == "ada" and p.augment_p > p.ada_max_p:
+        return f"train.augment_p={p.augment_p:g} is above train.ada_max_p={p.ada_max_p:g}. Lower the one or raise the other."
+    if len(set(p.diffaugment_policy)) < len(p.diffaugment_policy):
+        return f"train.diffaugment_policy={p.diffaugment_policy} names one twice. Name each once."
+    return None

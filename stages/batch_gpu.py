@@ -18,6 +18,11 @@ def main(stage: Stage) -> None:
     device = select_device(run.device, run.cpu_threads)
     configure_numerics(train.tf32, run.deterministic)
     index = read_index(stage.path("shards"))
+    if train.lod_initial_resolution is not None:
+        raise RunError(
+            "a growing network has a micro-batch of its own for each resolution (train.batch_gpu_by_resolution): `train` "
+            "tries them all before the first step and names the resolution that does not fit."
+        )
     state = initial_state(train, index.resolution, index.channels, index.num_classes, device)
     ranks = ranks_per_node(stage.params, train.batch_size) * run.nodes
     sizes = [size for size in possible_sizes(train) if size * ranks <= train.batch_size]

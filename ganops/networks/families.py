@@ -22,3 +22,17 @@ GENERATORS: dict[str, type[AnyGenerator]] = {
 def family_of(network: AnyGenerator) -> str:
     """The name of a generator's family."""
     return next(name for name, kind in GENERATORS.items() if type(network) is kind)
+
+
+GROWING = (GrowingGenerator, StyleGAN1Generator, StyleGAN1Discriminator, PGGANGenerator, PGGANDiscriminator)
+"""Networks with a `lod`."""
+
+
+def active_ws(G: AnyGenerator) -> int:
+    """How many of `num_ws`, from the coarse end, matter for the images that G makes at the moment."""
+    return G.num_ws if isinstance(G, Generator) else G.active_ws
+
+
+def lod_of(network: AnyGenerator | AnyDiscriminator) -> float:
+    """How far a network has yet to grow; 0 for those that do not."""
+    return network.lod if isinstance(network, GROWING) else 0.0

@@ -9,13 +9,12 @@ on a CPU it was slower (docs/numerics.md).
 from typing import Literal
 
 from ganops.entry import say
-from ganops.networks.stylegan2_discriminator import Discriminator
-from ganops.networks.stylegan2_generator import Generator
+from ganops.networks.families import AnyDiscriminator, AnyGenerator
 
 CompileMode = Literal["none", "main"]
 
 
-def compile_networks(G: Generator, D: Discriminator, mode: CompileMode, deterministic: bool) -> None:
+def compile_networks(G: AnyGenerator, D: AnyDiscriminator, mode: CompileMode, deterministic: bool) -> None:
     """Has torch compile what the phases Gmain and Dmain call, at their first calls; results change by rounding only.
 
     Args:

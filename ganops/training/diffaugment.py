@@ -5,16 +5,15 @@ Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Tr
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ganops.config_train import DiffAugmentKind
 from ganops.training.augment_colour import COLOR_CHANNELS
 from ganops.training.augment_pixels import cut_out, gather_pixels, replace_images
 from ganops.training.batches import to_device
 
-DiffAugmentKind = Literal["color", "translation", "cutout"]
 MAX_TRANSLATION = 0.125  # of the size
 CUTOUT_SIZE = 0.5  # of the size
 COLUMNS = 8  # random numbers per image

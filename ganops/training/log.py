@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,18 @@ COLUMNS = (
     "fake_logits",
     "real_sign",
     "fake_sign",
+    "worst_class",
+    "worst_class_sign",
     "r1_penalty",
+    "gp_penalty",
     "pl_penalty",
     "pl_mean",
     "G_grad_norm",
     "D_grad_norm",
     "nonfinite_steps",
+    "augment_p",
+    "lod",
+    "batch_size",
     "G_lr",
     "D_lr",
     "ema_beta",
@@ -47,6 +53,9 @@ COLUMNS = (
     "metric",
     "metric_digest",
 )
+
+
+CLASS_COLUMNS = ("class", "name", "real_images", "real_sign", "fake_images", "fake_sign")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +134,7 @@ class RunLog:
 
         def add_scalars(writer: SummaryWriter) -> None:
             for name in COLUMNS[3:-2]:
-                if row[name] is not None:
+                if row[name] is not None and name != "worst_class":
                     writer.add_scalar(_TENSORBOARD.get(name, f"Progress/{name}"), row[name], row["nimg"])
             writer.flush()
 
@@ -137,10 +146,25 @@ class RunLog:
             f"sec/kimg {row['sec_per_kimg']:<7.2f} eta {format_duration(eta):<11s} "
             f"G {row['G_loss']:<6.3f} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
         )
+        if row["lod"] is not None:
+            line += f"  lod {row['lod']:.2f}"
+        if row["augment_p"] is not None:
+            line += f"  augment {row['augment_p']:.3f}"
+        if row["worst_class"] is not None:
+            line += f"  worst class {row['worst_class']} {row['worst_class_sign']:.2f}"
         for metric in TRAIN_METRICS:
             if row[metric] is not None:
                 line += f"  {metric} {row[metric]:.4g}"
         say(line)
+
+    def write_classes(self, table: Sequence[Mapping[str, Any]]) -> None:
+        """Writes classes.csv: what D thought of each class in the last tick, see `tick.class_table`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, CLASS_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _text(row[name]) for name in CLASS_COLUMNS} for row in table)
+        write_bytes(self.run_path / "classes.csv", text.getvalue().encode())
+        copy_file(self.run_path / "classes.csv", self.results / "classes.csv")
 
     def add_picture(self, path: Path) -> None:
         """Copies a picture of the run directory to its place under results/train."""
@@ -196,7 +220,9 @@ _TENSORBOARD = {
     "real_sign": "Loss/signs/real",
     "fake_sign": "Loss/signs/fake",
     "r1_penalty": "Loss/r1_penalty",
+    "gp_penalty": "Loss/gp_penalty",
     "pl_penalty": "Loss/pl_penalty",
+    "augment_p": "Progress/augment",
     "sec_per_kimg": "Timing/sec_per_kimg",
     "cpu_mem_gb": "Resources/cpu_mem_gb",
     "gpu_mem_gb": "Resources/peak_gpu_mem_gb",

@@ -2,6 +2,7 @@
 what is written is written by rank 0.
 """
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ganops.training.run import (
     write_best_index,
 )
 from ganops.training.saver import StateWriter
-from ganops.training.schedule import comes_due, end_nimg, intervals_passed
+from ganops.training.schedule import end_nimg, moment, stages, state_is_due, ticks_passed
 from ganops.training.state import (
     Retry,
     TrainingState,
@@ -45,7 +46,7 @@ from ganops.training.state import (
     share_state,
     state_tensors,
 )
-from ganops.training.step import train_step
+from ganops.training.step import set_lod, train_step
 from ganops.training.tick import (
     Clock,
     announce,
@@ -60,8 +61,10 @@ from ganops.training.transfer import init_sha256, start_from
 
 
 def micro_batches(params: Params) -> int:
-    """Micro-batches of a step: so many ranks can train."""
-    return params.train.batch_size // params.train.batch_gpu
+    """Micro-batches of a step, the fewest while growing: so many ranks can train."""
+    return min(
+        stage.params.batch_size // stage.params.batch_gpu for stage in stages(params.train, params.prepare.resolution)
+    )
 
 
 def most_ranks(params: Params) -> int:
@@ -102,7 +105,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     if params.train.metric_kimg:
         yardstick, metric_digest = load_yardstick(statistics_path, params, shards.index, device, root)
 
-    end = end_nimg(params.train.total_kimg, params.train.batch_size)
+    end = end_nimg(params.train, shards.index.resolution)
     identity = run_identity(params.train, shards.index.digest, params.run.fresh, init_sha256(params.train))
     run = on_first_rank(lambda: open_run(root, identity, stop.check))
     state, init_from = _find_state(params, shards.index, run, end, device)
@@ -115,6 +118,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
         say(f"train: kimg {state.nimg / 1000:g} was reached before; nothing to train")
     else:
         peak = announce_memory(state, params.train)
+        set_lod(state, moment(params.train, shards.index.resolution, state.nimg).lod)
         size = shards.index.num_images * shards.index.channels * shards.index.resolution**2
         if place_images(params.run.data_on_gpu, size, peak, device):
             images = load_images(shards, device)
@@ -192,10 +196,9 @@ def check_data(params: Params, index: ShardIndex) -> None:
             f"train.conditional=true, but data/shards has {index.num_classes} classes. "
             "Prepare it with labels, or set train.conditional: false."
         )
-    if index.num_images < params.train.batch_size:
-        raise DataError(
-            f"data/shards has {index.num_images} images, fewer than train.batch_size={params.train.batch_size}."
-        )
+    largest = max(stage.params.batch_size for stage in stages(params.train, index.resolution))
+    if index.num_images < largest:
+        raise DataError(f"data/shards has {index.num_images} images, fewer than train.batch_size={largest}.")
 
 
 def _find_state(
@@ -222,6 +225,7 @@ def _find_state(
 
     on_first_rank(load)
     share_state(state)
+    set_lod(state, moment(params.train, index.resolution, state.nimg).lod)
     return state, init_from
 
 
@@ -241,32 +245,31 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images:
     `images` are all of them, if the device holds them. Between any two steps the state is whole, so it can be saved
     anywhere here.
     """
-    params = job.params
-    batch_size, tick_kimg = params.train.batch_size, params.train.tick_kimg
-    own = deal(micro_batches(params), rank(), world_size())
-    part = range(own.start * params.train.batch_gpu, own.stop * params.train.batch_gpu)
+    train, resolution = job.params.train, job.shards.index.resolution
     clock, writer = Clock(state.nimg), StateWriter()
-    if images is None:
-        batches = iterate_batches(job.shards, params.train.seed, state.nimg, batch_size, part)
-        batches = device_batches(batches, state.device)
-    else:
-        batches = gather_batches(images, params.train.seed, state.nimg, batch_size, part)
+    batches = open_batches(job, state, images)
     try:
         if state.nimg == 0:
             draw_picture(job, state, log)
         while True:
-            if intervals_passed(state.nimg, tick_kimg) > intervals_passed(state.tick_nimg, tick_kimg):
+            ticks = [ticks_passed(train, resolution, nimg) for nimg in (state.tick_nimg, state.nimg)]
+            # Where ticks change with the resolution, the end need not fall on one: it is one.
+            if ticks[1] > ticks[0] or state.tick_nimg < state.nimg >= job.end:
                 end_tick(job, state, log, clock)
-            if state.nimg > clock.started_nimg and comes_due(state.nimg, batch_size, params.run.state_kimg):
+            if state.nimg > clock.started_nimg and state_is_due(job.params, state.nimg):
                 _save(job, state, writer)
             if state.nimg >= job.end:
                 break
-            train_step(state, params.train, next(batches), job.shards.index.class_counts)
+            before = state.nimg
+            train_step(state, train, next(batches), job.shards.index.class_counts)
             if log is not None:
-                log.bar.update(batch_size)
+                log.bar.update(state.nimg - before)
             if writer.check():
                 prune_run(job, state)
             job.stop.check_all()
+            if state.nimg in {stage.start for stage in stages(train, resolution)}:  # from here on batches differ
+                batches.close()
+                batches = open_batches(job, state, images)
         writer.finish()
     except Interrupted as error:
         raise Interrupted(f"{error}; {_save_on_interruption(job, state, writer)}", error.signum) from None
@@ -277,6 +280,16 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images:
     finally:
         batches.close()
     return True
+
+
+def open_batches(job: Job, state: TrainingState, images: Batch | None) -> Generator[Batch, None, None]:
+    """This rank's part of the batches from the state on, of the size that they have there."""
+    seed, now = job.params.train.seed, moment(job.params.train, job.shards.index.resolution, state.nimg).params
+    own = deal(now.batch_size // now.batch_gpu, rank(), world_size())
+    part = range(own.start * now.batch_gpu, own.stop * now.batch_gpu)
+    if images is not None:
+        return gather_batches(images, seed, state.nimg, now.batch_size, part)
+    return device_batches(iterate_batches(job.shards, seed, state.nimg, now.batch_size, part), state.device)
 
 
 def _save(job: Job, state: TrainingState, writer: StateWriter) -> None:
@@ -321,6 +334,7 @@ def _roll_back(job: Job, state: TrainingState, error: Diverged) -> None:
             for target, source in zip(state_tensors(state).values(), state_tensors(fresh).values(), strict=True):
                 target.data.copy_(source)
             state.sums, state.nimg, state.tick_nimg, state.best = {}, 0, 0, ()
+            state.augment_p = fresh.augment_p
         else:
             load_state(good, state)
             state.best = existing_best(job.run, state.best)
@@ -331,6 +345,7 @@ def _roll_back(job: Job, state: TrainingState, error: Diverged) -> None:
 
     on_first_rank(load)
     share_state(state)
+    set_lod(state, moment(job.params.train, job.shards.index.resolution, state.nimg).lod)
     say(
         f"train: WARNING: {error}. Roll-back {len(state.retries)} of {allowed}: on from kimg {state.nimg / 1000:g} with "
         "other random draws; the states and snapshots from here on say so"

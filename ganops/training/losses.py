@@ -5,6 +5,7 @@ caller; only the noise inside the synthesis network comes from the generator `rn
 means of w and of the path length are moved by the caller, from what the losses report.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -12,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ganops.networks.families import AnyDiscriminator, AnyGenerator
 from ganops.networks.layers import NoiseMode
-from ganops.networks.stylegan2_discriminator import Discriminator
-from ganops.networks.stylegan2_generator import Generator
 from ganops.ops.convolution import differentiated_twice
 
 GRADIENT_SCALE = 16.0
@@ -23,6 +23,15 @@ GRADIENT_SCALE = 16.0
 float16 ends at 6e-8, and gradients of single pixels are smaller: unscaled, half of those of a generator's last layer at
 1024 px are zero, with this one in a hundred; up to 65504 there is still room (measured on networks with random weights).
 """
+
+
+Augment = Callable[[Tensor], Tensor]
+"""Images [N, C, H, W] -> as D sees them, the same shape; differentiable twice."""
+
+
+def as_they_are(img: Tensor) -> Tensor:
+    """No augmentation."""
+    return img
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,12 @@ class PhaseLoss:
 
 
 def gmain_loss(
-    G: Generator, D: Discriminator, latents: Latents, noise_mode: NoiseMode, rng: torch.Generator | None
+    G: AnyGenerator,
+    D: AnyDiscriminator,
+    latents: Latents,
+    noise_mode: NoiseMode,
+    rng: torch.Generator | None,
+    augment: Augment = as_they_are,
 ) -> PhaseLoss:
     """The non-saturating loss of G, softplus(-D(G(z))).
 
@@ -68,14 +82,14 @@ def gmain_loss(
     Source: Goodfellow et al. 2014, section 3.
     """
     ws, w_mean = map_latents(G, latents)
-    logits = D(G.synthesis(ws, noise_mode, rng), latents.c).squeeze(1)
+    logits = D(augment(G.synthesis(ws, noise_mode, rng)), latents.c).squeeze(1)
     loss = F.softplus(-logits)
     stats = {**score_stats("fake", logits), "Loss/G/loss": loss.detach()}
     return PhaseLoss(loss, stats, w_mean, None)
 
 
 def gpl_loss(
-    G: Generator,
+    G: AnyGenerator,
     latents: Latents,
     pl_noise: Tensor,
     pl_mean: Tensor,
@@ -116,13 +130,15 @@ def gpl_loss(
 
 
 def dmain_loss(
-    G: Generator,
-    D: Discriminator,
+    G: AnyGenerator,
+    D: AnyDiscriminator,
     latents: Latents,
     real_img: Tensor,
     real_c: Tensor,
     noise_mode: NoiseMode,
     rng: torch.Generator | None,
+    augment_fake: Augment = as_they_are,
+    augment_real: Augment = as_they_are,
 ) -> PhaseLoss:
     """The logistic loss of D, softplus(D(fake)) + softplus(-D(real)); G gets no gradients.
 
@@ -134,12 +150,14 @@ def dmain_loss(
         real_c: [N, c_dim].
         noise_mode: of the synthesis.
         rng: of the synthesis noise.
+        augment_fake: of the fakes.
+        augment_real: of the reals.
     """
     with torch.no_grad():
         ws, w_mean = map_latents(G, latents)
-        fake_img = G.synthesis(ws, noise_mode, rng)
+        fake_img = augment_fake(G.synthesis(ws, noise_mode, rng))
     fake_logits = D(fake_img, latents.c).squeeze(1)
-    real_logits = D(real_img, real_c).squeeze(1)
+    real_logits = D(augment_real(real_img), real_c).squeeze(1)
     loss = F.softplus(fake_logits) + F.softplus(-real_logits)
     stats = {
         **score_stats("fake", fake_logits),
@@ -149,11 +167,16 @@ def dmain_loss(
     return PhaseLoss(loss, stats, w_mean, None)
 
 
-def dr1_loss(D: Discriminator, real_img: Tensor, real_c: Tensor, r1_gamma: float) -> PhaseLoss:
-    """R1 regularisation: r1_gamma / 2 * |gradient of D at real images|^2. `real_img` need not require grad."""
+def dr1_loss(
+    D: AnyDiscriminator, real_img: Tensor, real_c: Tensor, r1_gamma: float, augment: Augment = as_they_are
+) -> PhaseLoss:
+    """R1 regularisation: r1_gamma / 2 * |gradient of D at real images|^2. `real_img` need not require grad.
+
+    The gradient is that of D after the augmentation, taken at the images before it (Karras et al. 2020, ADA).
+    """
     real_img = real_img.detach().requires_grad_()
     with differentiated_twice():
-        real_logits = D.forward(real_img, real_c)  # never compiled
+        real_logits = D.forward(augment(real_img), real_c)  # never compiled
     penalty = r1_penalty(real_img, real_logits)
     loss = penalty * (r1_gamma / 2)
     stats = {
@@ -203,7 +226,7 @@ def pl_batch_size(batch: int, pl_batch_shrink: int) -> int:
     return max(batch // pl_batch_shrink, 1)
 
 
-def map_latents(G: Generator, latents: Latents) -> tuple[Tensor, Tensor]:
+def map_latents(G: AnyGenerator, latents: Latents) -> tuple[Tensor, Tensor]:
     """ws [N, num_ws, w_dim] with style mixing, and the mean [w_dim] of w of the first latents, detached."""
     w = G.mapping(latents.z, latents.c)
     ws = w[:, None].repeat(1, G.num_ws, 1)  # not expanded: a compiler would make one graph for it, one for mixed ws

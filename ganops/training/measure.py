@@ -24,8 +24,8 @@ from ganops.metrics.statistics import (
     load_statistics,
     open_extractor,
 )
+from ganops.networks.families import AnyGenerator
 from ganops.networks.sampling import generate_images, image_labels
-from ganops.networks.stylegan2_generator import Generator
 from ganops.protocols import OF_GENERATOR, SHARDS
 
 
@@ -67,7 +67,7 @@ def load_yardstick(
 def measure_metrics(
     metrics: Sequence[str],
     yardstick: Yardstick,
-    G_ema: Generator,
+    G_ema: AnyGenerator,
     seed: int,
     count: int,
     class_counts: Sequence[int],

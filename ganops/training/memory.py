@@ -1,6 +1,7 @@
 """How much memory a step takes, found by trying: each phase once, on one micro-batch, without changing anything."""
 
 import gc
+import math
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -21,33 +22,38 @@ from ganops.files import format_bytes
 from ganops.launch import world_size
 from ganops.networks.sampling import one_hot
 from ganops.training.losses import dmain_loss, dr1_loss, gmain_loss, gpl_loss, pl_batch_size
+from ganops.training.schedule import Stage, stages
 from ganops.training.state import TrainingState
-from ganops.training.step import draw_latents, without_gradients
+from ganops.training.step import draw_latents, image_shape, make_augment, set_lod, without_gradients
+from ganops.training.wgan import wgan_dmain_loss, wgan_gmain_loss
 
 SHARE = 0.9  # of the free memory that a proposal may fill: other programs and fragmentation need some
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a phase held at once, in bytes: of the GPU, or of this process."""
+    """The most memory that a phase held at once on a micro-batch, in bytes: of the GPU, or of this process."""
 
     phase: str
+    images: int
     bytes: int
 
 
-def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
+def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int, lod: float = 0.0) -> Peak:
     """Runs every phase of a step forward and backward on one micro-batch, and tells the peak of the largest.
 
     Gradients are dropped and running means do not move: `state` is the same, bit for bit.
 
     Args:
         state: on its device.
-        params: section `train`.
+        params: section `train`, of a stage.
         batch_gpu: images of the micro-batch.
+        lod: of growing networks; 0 = the full resolution.
     Raises:
         torch.OutOfMemoryError: it does not fit into the GPU.
     """
     peaks = []
+    set_lod(state, lod)
     for phase, run in _phases(state, params, batch_gpu):
         _start_measuring(state.device)
         try:
@@ -67,7 +73,7 @@ def dry_run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
         finally:
             state.G.zero_grad(set_to_none=True)
             state.D.zero_grad(set_to_none=True)
-        peaks.append(Peak(phase, _peak_bytes(state.device)))
+        peaks.append(Peak(phase, batch_gpu, _peak_bytes(state.device)))
     return max(peaks, key=lambda peak: peak.bytes)
 
 
@@ -80,14 +86,22 @@ def _flat_gradients(network: nn.Module) -> Tensor:
 def _phases(state: TrainingState, params: TrainParams, n: int) -> Iterator[tuple[str, Callable[[], None]]]:
     counts = (1,) * max(state.G.c_dim, 1)
     rng = make_generator(state.device, "dry run")
-    shape = [n, state.G.img_channels, state.G.resolution, state.G.resolution]
+    shape = [n, *image_shape(state.G)]
     real_img = torch.zeros(shape, device=state.device)
+    mix = torch.rand(n, device=state.device, generator=rng)
+    # ADA draws nothing at first: memory is tried with what it may come to.
+    worst = params.ada_max_p if params.augment == "ada" else params.augment_p
+    augmented = make_augment(state, params, "dry run", "real", 0, worst)
     real_c = one_hot(torch.zeros(n, dtype=torch.int64, device=state.device), state.G.c_dim)
 
     def gmain() -> None:
         latents = draw_latents(state, params, "Gmain", 0, n, counts)
+        args = (state.G, state.D, latents)
         with without_gradients(state.D):
-            _backward(gmain_loss(state.G, state.D, latents, "random", rng).loss)
+            if params.loss == "wgan-gp":
+                _backward(wgan_gmain_loss(*args, params.acgan_weight, "random", rng, augmented).loss)
+            else:
+                _backward(gmain_loss(*args, "random", rng, augmented).loss)
 
     def gpl() -> None:
         m = pl_batch_size(n, params.pl_batch_shrink)
@@ -98,10 +112,15 @@ def _phases(state: TrainingState, params: TrainParams, n: int) -> Iterator[tuple
 
     def dmain() -> None:
         latents = draw_latents(state, params, "Dmain", 0, n, counts)
-        _backward(dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng).loss)
+        args = (state.G, state.D, latents, real_img, real_c)
+        if params.loss == "wgan-gp":
+            weights = (params.gp_weight, params.drift_weight, params.acgan_weight)
+            _backward(wgan_dmain_loss(*args, mix, *weights, "random", rng, augmented, augmented).loss)
+        else:
+            _backward(dmain_loss(*args, "random", rng, augmented, augmented).loss)
 
     def dr1() -> None:
-        _backward(dr1_loss(state.D, real_img, real_c, params.r1_gamma).loss)
+        _backward(dr1_loss(state.D, real_img, real_c, params.r1_gamma, augmented).loss)
 
     yield "Gmain", gmain
     if params.pl_weight:
@@ -139,14 +158,21 @@ def announce_memory(state: TrainingState, params: TrainParams) -> Peak:
     Raises:
         RunError: train.batch_gpu does not fit into the GPU; names the largest that does.
     """
-    try:
-        peak, failed = dry_run(state, params, params.batch_gpu), False
-    except torch.OutOfMemoryError:
-        peak, failed = Peak("", 0), True
+    failed, peaks = "", []
+    for stage in stages(params, state.G.resolution):
+        try:
+            peaks.append(dry_run(state, stage.params, stage.params.batch_gpu, _lod_of(state, stage)))
+        except torch.OutOfMemoryError:
+            failed = failed or f" at {stage.resolution} px"
     gc.collect()
-    if largest_over_ranks(int(failed)):
+    if largest_over_ranks(int(bool(failed))):
         if failed:
             torch.cuda.empty_cache()
+        if params.lod_initial_resolution is not None:
+            raise RunError(
+                f"a micro-batch does not fit into {_describe(state.device)}{failed}. Lower train.batch_gpu_by_resolution "
+                "there, or train.batch_gpu (results change slightly, so it starts a run of its own)."
+            )
         sizes = [size for size in possible_sizes(params) if size < params.batch_gpu]
         best = largest_that_fits(sizes, fits_into_memory(state, params))
         advice = (
@@ -156,12 +182,19 @@ def announce_memory(state: TrainingState, params: TrainParams) -> Peak:
             f"train.batch_gpu={params.batch_gpu} does not fit into {_describe(state.device)}. {advice} (micro-batch size "
             "changes results slightly, so it starts a run of its own)."
         )
+    peak = max(peaks, key=lambda peak: peak.bytes)
     most = largest_over_ranks(peak.bytes)
     say(
-        f"train: memory: {peak.phase} on {params.batch_gpu} images takes the most, {format_bytes(most)} "
+        f"train: memory: {peak.phase} on {peak.images} images takes the most, {format_bytes(most)} "
         f"of {_describe(state.device)}"
     )
-    return Peak(peak.phase, most)
+    return Peak(peak.phase, peak.images, most)
+
+
+def _lod_of(state: TrainingState, stage: Stage) -> float:
+    """Where a stage takes the most: while it fades in, both of two resolutions are there."""
+    lod = math.log2(state.G.resolution / stage.resolution)
+    return lod + 0.5 if stage.step and stage.params.lod_transition_kimg else lod
 
 
 def place_images(

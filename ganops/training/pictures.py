@@ -10,8 +10,8 @@ from ganops.config_train import TrainParams
 from ganops.distributed import derive_seed
 from ganops.images.pixels import magnify, make_grid, save_png
 from ganops.images.shards import Shards
+from ganops.networks.families import AnyGenerator
 from ganops.networks.sampling import generate_images
-from ganops.networks.stylegan2_generator import Generator
 
 
 def grid_shape(resolution: int, c_dim: int) -> tuple[int, int]:
@@ -20,7 +20,7 @@ def grid_shape(resolution: int, c_dim: int) -> tuple[int, int]:
     return (min(c_dim, 32) if c_dim else columns), columns
 
 
-def draw_grid(path: Path, params: TrainParams, G_ema: Generator) -> None:
+def draw_grid(path: Path, params: TrainParams, G_ema: AnyGenerator) -> None:
     """Writes a PNG of G_ema on the same latents every time; one class per row when conditional; constant noise."""
     rows, columns = grid_shape(G_ema.resolution, G_ema.c_dim)
     count = rows * columns

@@ -28,7 +28,7 @@ from ganops.config_train import TrainParams
 from ganops.entry import say
 from ganops.errors import RunError
 from ganops.files import format_bytes, remove_temporaries, sha256_file, write_json
-from ganops.training.schedule import comes_due
+from ganops.training.schedule import state_is_due
 from ganops.training.state import Best, read_state, read_state_metadata
 
 LOCK_POLL_SEC = 0.2
@@ -39,6 +39,7 @@ TIMING_KEYS = frozenset(
     {
         "total_kimg",
         "tick_kimg",
+        "tick_kimg_by_resolution",
         "image_kimg",
         "snapshot_kimg",
         "metric_kimg",
@@ -61,18 +62,38 @@ NUMERIC_MODULES = (
     "ganops.images.pixels",
     "ganops.images.shard_file",
     "ganops.images.shards",
+    "ganops.networks.early_layers",
+    "ganops.networks.families",
+    "ganops.networks.growing",
+    "ganops.networks.growing_discriminator",
+    "ganops.networks.joint_mapping",
     "ganops.networks.layers",
     "ganops.networks.mapping",
+    "ganops.networks.pggan_discriminator",
+    "ganops.networks.pggan_generator",
     "ganops.networks.sampling",
+    "ganops.networks.stylegan1_discriminator",
+    "ganops.networks.stylegan1_generator",
+    "ganops.networks.stylegan1_layers",
     "ganops.networks.stylegan2_discriminator",
     "ganops.networks.stylegan2_generator",
+    "ganops.networks.stylegan2_growing_generator",
     "ganops.ops.bias_act",
     "ganops.ops.conv2d_resample",
     "ganops.ops.convolution",
+    "ganops.ops.grid_sample",
     "ganops.ops.modulated_conv2d",
     "ganops.ops.upfirdn2d",
+    "ganops.training.accumulate",
+    "ganops.training.augment",
+    "ganops.training.augment_colour",
+    "ganops.training.augment_filter",
+    "ganops.training.augment_geometry",
+    "ganops.training.augment_pixels",
     "ganops.training.batches",
+    "ganops.training.build",
     "ganops.training.compiled",
+    "ganops.training.diffaugment",
     "ganops.training.ema",
     "ganops.training.loop",
     "ganops.training.losses",
@@ -80,6 +101,7 @@ NUMERIC_MODULES = (
     "ganops.training.state",
     "ganops.training.step",
     "ganops.training.transfer",
+    "ganops.training.wgan",
 )
 
 
@@ -107,7 +129,8 @@ def run_identity(params: TrainParams, data_digest: str, fresh: int, init_sha256:
     """
     values = {key: value for key, value in params.model_dump().items() if key not in TIMING_KEYS}
     values["init_from"] = init_sha256
-    return {"params": values, "data": data_digest, "fresh": fresh, "code": code_digests()}
+    identity = {"params": values, "data": data_digest, "fresh": fresh, "code": code_digests()}
+    return dict(json.loads(json.dumps(identity)))  # as files hold it: keys of JSON are text
 
 
 @dataclass(frozen=True)
@@ -228,7 +251,7 @@ def due_states(run: RunDirectory, nimg: int, params: Params) -> list[Path]:
     return [
         path
         for path in sorted(run.states.glob("[0-9]" * 9 + ".safetensors"), reverse=True)
-        if int(path.stem) <= nimg and comes_due(int(path.stem), params.train.batch_size, params.run.state_kimg)
+        if 0 < int(path.stem) <= nimg and state_is_due(params, int(path.stem))
     ]
 
 

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from ganops.collectives import broadcast_tensors
 from ganops.config_train import TrainParams
-from ganops.distributed import make_generator, on_first_rank
+from ganops.distributed import on_first_rank
 from ganops.errors import DamagedState, RunError
 from ganops.files import atomic_path
+from ganops.networks.families import AnyDiscriminator, AnyGenerator
 from ganops.networks.stylegan2_discriminator import Discriminator
-from ganops.networks.stylegan2_generator import Generator
+from ganops.training.build import build_networks
 from ganops.training.schedule import AdamValues, adam_values
 
-STATE_FORMAT = 2  # 1 had one best snapshot, no retries and no checksum
+STATE_FORMAT = 3  # 2 had no augmentation and no signs by class; 1 one best snapshot, no retries and no checksum
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,23 @@ class TrainingState:
         nonfinite_steps: int64 scalar, steps in a row whose gradients were not finite.
         nimg: real images shown so far; a multiple of the batch size.
         tick_nimg: nimg at the last tick that was completed (its row is written).
-        sums: per logged name, float64 [count, sum] since the last tick.
+        ada_signs: float64 [count, sum] of the signs of D on real images since ADA's last move.
+        augment_p: ADA's probability.
+        sums: per logged name, float64 [count, sum] since the last tick; "classes/fake" and "classes/real" are [2, c_dim],
+            count and sum of D's signs by class.
         best: the train.keep_best best snapshots, the best first; see `Best`.
         retries: roll-backs so far.
     """
 
-    G: Generator
-    D: Discriminator
-    G_ema: Generator
+    G: AnyGenerator
+    D: AnyDiscriminator
+    G_ema: AnyGenerator
     G_opt: torch.optim.Adam
     D_opt: torch.optim.Adam
     pl_mean: Tensor
     nonfinite_steps: Tensor
+    ada_signs: Tensor
+    augment_p: float
     nimg: int = 0
     tick_nimg: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -81,47 +87,6 @@ class TrainingState:
         return self.pl_mean.device
 
 
-def build_networks(
-    params: TrainParams, resolution: int, channels: int, num_classes: int
-) -> tuple[Generator, Discriminator]:
-    """G and D of `params` with their initial weights, on the CPU; a pure function of its arguments."""
-    c_dim = num_classes if params.conditional else 0
-    cpu = torch.device("cpu")
-    G = Generator(
-        z_dim=params.z_dim,
-        c_dim=c_dim,
-        w_dim=params.w_dim,
-        resolution=resolution,
-        img_channels=channels,
-        mapping_layers=params.mapping_layers,
-        mapping_lr_multiplier=params.mapping_lr_multiplier,
-        channel_base=params.channel_base,
-        channel_max=params.channel_max,
-        architecture=params.G_architecture,
-        precision=params.precision,
-        low_precision_resolutions=params.low_precision_resolutions,
-        conv_clamp=params.conv_clamp,
-        rng=make_generator(cpu, params.seed, "init", "G"),
-    )
-    D = Discriminator(
-        c_dim=c_dim,
-        resolution=resolution,
-        img_channels=channels,
-        channel_base=params.channel_base,
-        channel_max=params.channel_max,
-        architecture=params.D_architecture,
-        mbstd_group_size=params.mbstd_group_size,
-        mbstd_num_channels=params.mbstd_num_channels,
-        mapping_layers=params.D_mapping_layers,
-        mapping_lr_multiplier=params.mapping_lr_multiplier,
-        precision=params.precision,
-        low_precision_resolutions=params.low_precision_resolutions,
-        conv_clamp=params.conv_clamp,
-        rng=make_generator(cpu, params.seed, "init", "D"),
-    )
-    return G, D
-
-
 def initial_state(
     params: TrainParams, resolution: int, channels: int, num_classes: int, device: torch.device
 ) -> TrainingState:
@@ -131,12 +96,13 @@ def initial_state(
     """
     G, D = build_networks(params, resolution, channels, num_classes)
     G, D = G.to(device), D.to(device)
-    for block in list(D.blocks.values())[: params.D_freeze_blocks]:
-        block.requires_grad_(False)
+    if isinstance(D, Discriminator):
+        for block in list(D.blocks.values())[: params.D_freeze_blocks]:
+            block.requires_grad_(False)
     G_ema, _ = build_networks(params, resolution, channels, num_classes)
     G_ema = G_ema.to(device).eval().requires_grad_(False)
-    G_adam = adam_values(params, params.G_lr, params.pl_weight > 0, params.pl_interval)
-    D_adam = adam_values(params, params.D_lr, params.r1_gamma > 0, params.r1_interval)
+    G_adam = adam_values(params, params.G_lr, params.pl_weight, params.pl_interval)
+    D_adam = adam_values(params, params.D_lr, params.r1_gamma, params.r1_interval)
     return TrainingState(
         G=G,
         D=D,
@@ -145,6 +111,8 @@ def initial_state(
         D_opt=make_adam(D, D_adam),
         pl_mean=torch.zeros([], device=device),
         nonfinite_steps=torch.zeros([], dtype=torch.int64, device=device),
+        ada_signs=torch.zeros(2, dtype=torch.float64, device=device),
+        augment_p=params.augment_p,
     )
 
 
@@ -169,7 +137,7 @@ def make_adam(network: nn.Module, values: AdamValues) -> torch.optim.Adam:
 
 def state_tensors(state: TrainingState) -> dict[str, Tensor]:
     """Every tensor of the state by name; the very tensors, not copies."""
-    tensors = {"pl_mean": state.pl_mean, "nonfinite_steps": state.nonfinite_steps}
+    tensors = {"pl_mean": state.pl_mean, "nonfinite_steps": state.nonfinite_steps, "ada_signs": state.ada_signs}
     for name, network in (("G", state.G), ("D", state.D), ("G_ema", state.G_ema)):
         for key, value in network.state_dict().items():
             tensors[f"{name}.{key}"] = value
@@ -208,6 +176,7 @@ def copy_state(state: TrainingState, provenance: dict[str, Any]) -> HostCopy:
         "format": STATE_FORMAT,
         "nimg": state.nimg,
         "tick_nimg": state.tick_nimg,
+        "augment_p": state.augment_p,
         "best": [asdict(best) for best in state.best],
         "retries": [asdict(retry) for retry in state.retries],
         **provenance,
@@ -310,6 +279,7 @@ def load_state(path: Path, state: TrainingState) -> None:
         target.copy_(copy.tensors[name])
     state.sums = {name.removeprefix("sums."): value.to(state.device) for name, value in sums.items()}
     state.nimg, state.tick_nimg = copy.metadata["nimg"], copy.metadata["tick_nimg"]
+    state.augment_p = copy.metadata["augment_p"]
     state.best = tuple(Best(**best) for best in copy.metadata["best"])
     state.retries = tuple(Retry(**retry) for retry in copy.metadata["retries"])
 
@@ -336,6 +306,6 @@ def share_state(state: TrainingState) -> None:
     """Gives every rank rank 0's state. Only rank 0 need have read a file."""
     broadcast_tensors(list(state_tensors(state).values()))
     sums = {name: value.cpu() for name, value in state.sums.items()}
-    shared = on_first_rank(lambda: (sums, state.nimg, state.tick_nimg, state.best, state.retries))
-    sums, state.nimg, state.tick_nimg, state.best, state.retries = shared
+    shared = on_first_rank(lambda: (sums, state.augment_p, state.nimg, state.tick_nimg, state.best, state.retries))
+    sums, state.augment_p, state.nimg, state.tick_nimg, state.best, state.retries = shared
     state.sums = {name: value.to(state.device) for name, value in sums.items()}

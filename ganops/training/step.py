@@ -5,39 +5,45 @@ these to the ranks; gradients are averaged over all of them. Every draw is a fun
 micro-batch), and what is logged or averaged is added up in the order of micro-batches: no number of ranks is seen.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ganops.collectives import GradientSum, sum_over_ranks
 from ganops.config_train import TrainParams
-from ganops.distributed import deal, derive_seed, make_generator
+from ganops.distributed import derive_seed, make_generator
 from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
-from ganops.launch import rank, world_size
+from ganops.networks.families import GROWING, AnyGenerator, active_ws, lod_of
+from ganops.networks.growing import fade_reals
 from ganops.networks.sampling import one_hot
+from ganops.training.accumulate import Accumulator, apply_gradients, own_micro_batches
+from ganops.training.augment import augment, draw_augmentation
 from ganops.training.batches import to_device
+from ganops.training.diffaugment import diffaugment, draw_diffaugment
 from ganops.training.ema import update_ema
 from ganops.training.losses import (
-    GRADIENT_SCALE,
+    Augment,
     Latents,
     PhaseLoss,
+    as_they_are,
     dmain_loss,
     dr1_loss,
     gmain_loss,
     gpl_loss,
     pl_batch_size,
 )
-from ganops.training.schedule import adam_values, ema_beta, lr_factor, phase_is_due
+from ganops.training.schedule import Moment, adam_values, ema_beta, lr_factor, moment, phase_is_due, previous_step
 from ganops.training.state import TrainingState
+from ganops.training.wgan import wgan_dmain_loss, wgan_gmain_loss
 
 CPU = torch.device("cpu")
 
 
 def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_counts: Sequence[int]) -> None:
-    """Trains on one batch in place and advances `state.nimg`. Reads nothing back from the GPU.
+    """Trains on one batch in place and advances `state.nimg`. Reads nothing back from the GPU, but ADA's statistic.
 
     Args:
         state: everything that changes.
@@ -46,24 +52,108 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
             micro-batches, in order.
         class_counts: the empirical law that labels of fakes are drawn by.
     """
+    now = moment(params, state.G.resolution, state.nimg)
+    params = now.params
+    set_lod(state, now.lod)
+    if now.new_lod and params.reset_opt_for_new_lod:
+        reset_optimizers(state)
     set_learning_rates(state, params)
     reals = [
         real_micro_batch(state, params, batch, place, index) for place, index in enumerate(own_micro_batches(params))
     ]
-    nonfinite = gmain_phase(state, params, class_counts)
-    if params.pl_weight and phase_is_due(state.nimg, params.batch_size, params.pl_interval):
-        nonfinite |= gpl_phase(state, params, class_counts)
-    nonfinite |= dmain_phase(state, params, class_counts, reals)
-    if params.r1_gamma and phase_is_due(state.nimg, params.batch_size, params.r1_interval):
-        nonfinite |= dr1_phase(state, params, reals)
+    nonfinite = torch.zeros([], dtype=torch.bool, device=state.device)
+    if not params.D_first:
+        nonfinite |= train_G(state, params, class_counts, now)
+    nonfinite |= train_D(state, params, class_counts, reals, now)
+    if params.D_first:
+        nonfinite |= train_G(state, params, class_counts, now)
     state.nonfinite_steps.copy_(torch.where(nonfinite, state.nonfinite_steps + 1, 0))
+    if params.augment == "ada" and (now.step + 1) % params.ada_interval == 0:
+        move_augment_p(state, params)
     state.nimg += params.batch_size
-    update_ema(state.G_ema, state.G, ema_beta(state.nimg, params.batch_size, params.ema_kimg, params.ema_rampup))
+    update_ema(state.G_ema, state.G, ema_beta(state.nimg, params))
+    set_lod(
+        state, moment(params, state.G.resolution, state.nimg).lod
+    )  # what is shown of the state is a function of nimg
 
 
-def own_micro_batches(params: TrainParams) -> range:
-    """The numbers of this rank's micro-batches within a batch; all of them without ranks."""
-    return deal(params.batch_size // params.batch_gpu, rank(), world_size())
+def train_G(state: TrainingState, params: TrainParams, class_counts: Sequence[int], now: Moment) -> Tensor:
+    """The phases of G, in one of train.D_repeats steps: the first of them, or the last when D goes first."""
+    turn = params.D_repeats - 1 if params.D_first else 0
+    if now.step % params.D_repeats != turn:
+        return torch.zeros([], dtype=torch.bool, device=state.device)
+    nonfinite = gmain_phase(state, params, class_counts)
+    due = params.pl_interval > 1 and phase_is_due(now.step // params.D_repeats, params.pl_interval)
+    if params.pl_weight and due:
+        nonfinite |= gpl_phase(state, params, class_counts)
+    return nonfinite
+
+
+def train_D(
+    state: TrainingState,
+    params: TrainParams,
+    class_counts: Sequence[int],
+    reals: list[tuple[Tensor, Tensor]],
+    now: Moment,
+) -> Tensor:
+    """The phases of D, in every step."""
+    nonfinite = dmain_phase(state, params, class_counts, reals)
+    if params.r1_gamma and params.r1_interval > 1 and phase_is_due(now.step, params.r1_interval):
+        nonfinite |= dr1_phase(state, params, reals)
+    return nonfinite
+
+
+def set_lod(state: TrainingState, lod: float) -> None:
+    """Tells networks that grow how far they have grown; no tensor changes."""
+    for network in (state.G, state.D, state.G_ema):
+        if isinstance(network, GROWING):
+            network.set_lod(lod)
+
+
+def reset_optimizers(state: TrainingState) -> None:
+    """Adam starts anew: its moments are of layers whose task has changed (Karras et al. 2018, released code)."""
+    for optimizer in (state.G_opt, state.D_opt):
+        torch._foreach_zero_([value for moments in optimizer.state.values() for value in moments.values()])
+
+
+def move_augment_p(state: TrainingState, params: TrainParams) -> None:
+    """ADA: p goes up where D is too sure of real images, and down where it is not; the statistic starts anew.
+
+    The mean sign of D on real images is of all micro-batches, of phases Dmain and Dr1, since the last move. Waits for the
+    GPU, once every ada_interval steps: what is drawn next depends on it.
+    Source: Karras et al. 2020 (Training GANs with limited data), section 3.
+    """
+    count, total = state.ada_signs.tolist()
+    if count:
+        change = params.batch_size * params.ada_interval / (params.ada_kimg * 1000)
+        p = state.augment_p + math.copysign(change, total / count - params.ada_target)
+        state.augment_p = min(max(p, 0.0), params.ada_max_p)
+    state.ada_signs.zero_()
+
+
+def present_p(state: TrainingState, params: TrainParams) -> float:
+    """The probability of augmentations: ADA's present one, or the fixed one."""
+    return state.augment_p if params.augment == "ada" else params.augment_p
+
+
+def make_augment(state: TrainingState, params: TrainParams, phase: str, kind: str, index: int, p: float) -> Augment:
+    """The augmentation of one micro-batch with probability `p`: a function of (seed, phase, fake or real, nimg, index).
+
+    Each image of the batch draws its own; where p is zero, images stay as they are.
+    """
+    if params.augment == "none" or not p:
+        return as_they_are
+    where = (random_stream(state, params), "augment", phase, kind, state.nimg, index)
+
+    def augmented(img: Tensor) -> Tensor:
+        rng = make_generator(CPU, *where)
+        count, channels, height, width = img.shape
+        if params.augment == "diffaugment":
+            return diffaugment(img, draw_diffaugment(params.diffaugment_policy, p, count, height, width, rng))
+        drawn = draw_augmentation(params.augment_set, p, count, height, width, channels, rng)
+        return augment(img, drawn, make_generator(img.device, *where, "noise"))
+
+    return augmented
 
 
 def random_stream(state: TrainingState, params: TrainParams) -> int:
@@ -85,50 +175,81 @@ def without_gradients(network: nn.Module) -> Iterator[None]:
 
 
 def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
-    """G against D. Returns whether a gradient was not finite, like each phase."""
-    losses = _Accumulator(state, params, state.G)
+    """G against D, and path length regularisation if it is of every step. Returns whether a gradient was not finite."""
+    joined = params.pl_weight > 0 and params.pl_interval == 1
+    losses = Accumulator(state, params, state.G)
     with without_gradients(state.D):
         for index in own_micro_batches(params):
             latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
             rng = make_generator(state.device, random_stream(state, params), "Gmain", "noise", state.nimg, index)
-            losses.add(index, gmain_loss(state.G, state.D, latents, "random", rng), gain=1.0)
-    return _apply(state, losses.finish(), state.G_opt, "G_grad_norm")
+            args = (state.G, state.D, latents)
+            augment_fake = make_augment(state, params, "Gmain", "fake", index, present_p(state, params))
+            if params.loss == "wgan-gp":
+                main = wgan_gmain_loss(*args, params.acgan_weight, "random", rng, augment_fake)
+            else:
+                main = gmain_loss(*args, "random", rng, augment_fake)
+            regularisers = [(_gpl_of(state, params, class_counts, index), 1.0)] if joined else []
+            losses.add(index, [(main, 1.0), *regularisers])
+    return apply_gradients(state, losses.finish(), state.G_opt, "G_grad_norm")
 
 
 def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
     """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
-    count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
-    losses = _Accumulator(state, params, state.G)
+    losses = Accumulator(state, params, state.G)
     for index in own_micro_batches(params):
-        latents = draw_latents(state, params, "Gpl", index, count, class_counts)
-        rng = make_generator(state.device, random_stream(state, params), "Gpl", "noise", state.nimg, index)
-        shape = [count, state.G.img_channels, state.G.resolution, state.G.resolution]
-        pl_noise = torch.randn(shape, device=state.device, generator=rng)
-        phase_loss = gpl_loss(
-            state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng
-        )
-        losses.add(index, phase_loss, gain=float(params.pl_interval))
-    return _apply(state, losses.finish(), state.G_opt, None)
+        losses.add(index, [(_gpl_of(state, params, class_counts, index), float(params.pl_interval))])
+    return apply_gradients(state, losses.finish(), state.G_opt, None)
+
+
+def _gpl_of(state: TrainingState, params: TrainParams, class_counts: Sequence[int], index: int) -> PhaseLoss:
+    count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
+    latents = draw_latents(state, params, "Gpl", index, count, class_counts)
+    rng = make_generator(state.device, random_stream(state, params), "Gpl", "noise", state.nimg, index)
+    pl_noise = torch.randn([count, *image_shape(state.G)], device=state.device, generator=rng)
+    return gpl_loss(state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng)
 
 
 def dmain_phase(
     state: TrainingState, params: TrainParams, class_counts: Sequence[int], reals: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """D on fakes and reals."""
-    losses = _Accumulator(state, params, state.D)
+    """D on fakes and reals, and the R1 penalty if it is of every step."""
+    joined = params.r1_gamma > 0 and params.r1_interval == 1
+    losses = Accumulator(state, params, state.D)
     for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
         latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, class_counts)
         rng = make_generator(state.device, random_stream(state, params), "Dmain", "noise", state.nimg, index)
-        losses.add(index, dmain_loss(state.G, state.D, latents, real_img, real_c, "random", rng), gain=1.0)
-    return _apply(state, losses.finish(), state.D_opt, "D_grad_norm")
+        args = (state.G, state.D, latents, real_img, real_c)
+        p = present_p(state, params)
+        augments = [make_augment(state, params, "Dmain", kind, index, p) for kind in ("fake", "real")]
+        if params.loss == "wgan-gp":
+            mix_rng = make_generator(CPU, random_stream(state, params), "Dmain", "mix", state.nimg, index)
+            mix = to_device(torch.rand(params.batch_gpu, generator=mix_rng), state.device)
+            weights = (params.gp_weight, params.drift_weight, params.acgan_weight)
+            main = wgan_dmain_loss(*args, mix, *weights, "random", rng, *augments)
+        else:
+            main = dmain_loss(*args, "random", rng, *augments)
+        regularisers = [(_dr1_of(state, params, real_img, real_c, index), 1.0)] if joined else []
+        losses.add(index, [(main, 1.0), *regularisers], {"fake": latents.c, "real": real_c})
+    return apply_gradients(state, losses.finish(), state.D_opt, "D_grad_norm")
 
 
 def dr1_phase(state: TrainingState, params: TrainParams, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
     """R1 penalty of D on the step's reals, `r1_interval` times as strong since it runs so much more rarely."""
-    losses = _Accumulator(state, params, state.D)
+    losses = Accumulator(state, params, state.D)
     for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
-        losses.add(index, dr1_loss(state.D, real_img, real_c, params.r1_gamma), gain=float(params.r1_interval))
-    return _apply(state, losses.finish(), state.D_opt, None)
+        losses.add(index, [(_dr1_of(state, params, real_img, real_c, index), float(params.r1_interval))])
+    return apply_gradients(state, losses.finish(), state.D_opt, None)
+
+
+def _dr1_of(state: TrainingState, params: TrainParams, real_img: Tensor, real_c: Tensor, index: int) -> PhaseLoss:
+    augment_real = make_augment(state, params, "Dr1", "real", index, present_p(state, params))
+    return dr1_loss(state.D, real_img, real_c, params.r1_gamma, augment_real)
+
+
+def image_shape(G: AnyGenerator) -> tuple[int, int, int]:
+    """[C, H, W] of the images that G makes and D sees, as far as they have grown."""
+    size = G.resolution >> math.floor(lod_of(G))
+    return G.img_channels, size, size
 
 
 def real_micro_batch(
@@ -136,7 +257,8 @@ def real_micro_batch(
 ) -> tuple[Tensor, Tensor]:
     """Reals of one micro-batch on the device: img [batch_gpu, C, H, W] in [-1, 1], flipped by chance, and c.
 
-    `index` is its number within the step's batch, `place` among those that `batch` holds.
+    `index` is its number within the step's batch, `place` among those that `batch` holds. While G
+    grows they are made as small as its images, and fade like them.
     """
     part = slice(place * params.batch_gpu, (place + 1) * params.batch_gpu)
     img = to_float(to_device(batch.images[part], state.device))
@@ -144,6 +266,8 @@ def real_micro_batch(
         rng = make_generator(CPU, random_stream(state, params), "xflip", state.nimg, index)
         flip = to_device(torch.randint(2, [params.batch_gpu, 1, 1, 1], generator=rng).to(torch.bool), state.device)
         img = torch.where(flip, img.flip(3), img)
+    if lod_of(state.G):
+        img = fade_reals(img, lod_of(state.G))
     return img, one_hot(to_device(batch.labels[part], state.device), state.G.c_dim)
 
 
@@ -163,116 +287,43 @@ def draw_latents(
         labels = torch.searchsorted(bounds, places, right=True)
     z_mixed, cutoff = None, None
     if torch.rand([], generator=rng) < params.style_mixing_prob:
-        cutoff = int(torch.randint(1, state.G.num_ws, [], generator=rng))
+        cutoff = int(torch.randint(1, active_ws(state.G), [], generator=rng))
         z_mixed = to_device(torch.randn([count, params.z_dim], generator=rng), state.device)
     c = one_hot(to_device(labels, state.device), state.G.c_dim)
     return Latents(to_device(z, state.device), c, z_mixed, cutoff)
 
 
-class _Accumulator:
-    """Gradients, logged sums and running means of one phase, over its micro-batches in their order.
-
-    What the ranks have to tell each other beside gradients is a table with a row per micro-batch, in which each rank
-    fills its own rows: added up over the ranks it is the same, bit for bit, for any number of them.
-    """
-
-    def __init__(self, state: TrainingState, params: TrainParams, network: nn.Module) -> None:
-        self.state = state
-        self.params = params
-        self.gradients = GradientSum(network.parameters())
-        self.micro_batches = params.batch_size // params.batch_gpu
-        self.samples = 0  # of the phase, over all ranks
-        self.rows: dict[int, dict[str, Tensor]] = {}
-
-    def add(self, index: int, phase_loss: PhaseLoss, gain: float) -> None:
-        """Backpropagates the losses of micro-batch `index`, summed: float16 would lose gradients of their mean."""
-        self.samples = self.micro_batches * phase_loss.loss.numel()
-        loss = phase_loss.loss.sum() * (gain * GRADIENT_SCALE)
-        with self.gradients.last_backward() if index == own_micro_batches(self.params)[-1] else nullcontext():
-            loss.backward()  # type: ignore[no-untyped-call]
-        row = {}
-        for name, values in phase_loss.stats.items():
-            row[name] = torch.stack([torch.full([], values.numel(), device=values.device), values.sum()])
-        if phase_loss.w_mean is not None:
-            row["w_mean"] = phase_loss.w_mean
-        if phase_loss.pl_length_mean is not None:
-            row["pl_length_mean"] = phase_loss.pl_length_mean.reshape(1)
-        self.rows[index] = row
-
-    def finish(self) -> list[Tensor]:
-        """Adds up gradients and the table; moves w_avg and pl_mean once per phase, by their means over all micro-batches.
-
-        Returns:
-            What all gradients lie in, see `GradientSum.finish`.
-        """
-        gradients = self.gradients.finish()
-        torch._foreach_mul_(gradients, 1 / (GRADIENT_SCALE * self.samples))  # those of the mean loss
-        first = next(iter(self.rows.values()))
-        sizes = [value.numel() for value in first.values()]
-        table = torch.zeros([self.micro_batches, sum(sizes)], dtype=torch.float64, device=self.state.device)
-        for index, row in self.rows.items():
-            table[index] = torch.cat([value.double() for value in row.values()])
-        sum_over_ranks(table)
-        for name, column in zip(first, torch.split(table, sizes, dim=1), strict=True):
-            if name == "w_mean":
-                w_avg = self.state.G.w_avg
-                w_avg.lerp_(column.to(w_avg.dtype).mean(0), 1.0 - self.params.w_avg_beta)
-            elif name == "pl_length_mean":
-                pl_mean = self.state.pl_mean
-                pl_mean.lerp_(column.to(pl_mean.dtype).mean(), self.params.pl_decay)
-            else:
-                for total in column:
-                    old = self.state.sums.get(name)
-                    self.state.sums[name] = total.clone() if old is None else old + total
-        return gradients
-
-
-def _apply(state: TrainingState, gradients: list[Tensor], optimizer: torch.optim.Adam, norm_name: str | None) -> Tensor:
-    """One Adam step by all ranks' gradients. NaN counts as 0 and infinity as 1e5, but the caller learns of it.
-
-    `gradients` are those of the optimizer's parameters, or one tensor that they all lie in.
-    Source of the two numbers: the StyleGAN2-ADA training loop. The norm is infinite or NaN if any gradient is.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    nonfinite = ~torch.isfinite(norm)
-    if norm.device.type == "cuda" or nonfinite:  # asking the GPU would wait for it; on finite numbers this is identity
-        for gradient in gradients:
-            torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if norm_name is not None:
-        one = torch.ones([], dtype=torch.float64, device=norm.device)
-        total = torch.stack([one, norm.double()])
-        state.sums[norm_name] = state.sums[norm_name] + total if norm_name in state.sums else total
-    return nonfinite
-
-
 def set_learning_rates(state: TrainingState, params: TrainParams) -> None:
     """Learning rates of this step: the values of lazy regularisation times the warm-up."""
     factor = lr_factor(state.nimg, params.lr_rampup_kimg)
-    G_adam = adam_values(params, params.G_lr, params.pl_weight > 0, params.pl_interval)
-    D_adam = adam_values(params, params.D_lr, params.r1_gamma > 0, params.r1_interval)
+    G_adam = adam_values(params, params.G_lr, params.pl_weight, params.pl_interval)
+    D_adam = adam_values(params, params.D_lr, params.r1_gamma, params.r1_interval)
     for optimizer, values in ((state.G_opt, G_adam), (state.D_opt, D_adam)):
         optimizer.param_groups[0]["lr"] = values.lr * factor
 
 
 def tick_means(state: TrainingState, params: TrainParams) -> dict[str, float | int | None]:
     """The tick's columns of history.csv from `state.sums`; None for a phase that did not run in it."""
-    means = {name: float(total[1] / total[0]) for name, total in state.sums.items()}
+    means = {name: float(total[1] / total[0]) for name, total in state.sums.items() if total.dim() == 1}
+    before = moment(params, state.G.resolution, previous_step(params, state.G.resolution, state.nimg))
     return {
-        "G_loss": means["Loss/G/loss"],
+        "G_loss": means.get("Loss/G/loss"),
         "D_loss": means["Loss/D/loss"],
         "real_logits": means["Loss/scores/real"],
         "fake_logits": means["Loss/scores/fake"],
         "real_sign": means["Loss/signs/real"],
         "fake_sign": means["Loss/signs/fake"],
         "r1_penalty": means.get("Loss/r1_penalty"),
+        "gp_penalty": means.get("Loss/gp_penalty"),
         "pl_penalty": means.get("Loss/pl_penalty"),
         "pl_mean": float(state.pl_mean),
-        "G_grad_norm": means["G_grad_norm"],
+        "G_grad_norm": means.get("G_grad_norm"),
         "D_grad_norm": means["D_grad_norm"],
         "nonfinite_steps": int(state.nonfinite_steps),
+        "augment_p": state.augment_p if params.augment == "ada" else None,
+        "lod": before.lod if params.lod_initial_resolution is not None else None,
+        "batch_size": before.params.batch_size,
         "G_lr": state.G_opt.param_groups[0]["lr"],
         "D_lr": state.D_opt.param_groups[0]["lr"],
-        "ema_beta": ema_beta(state.nimg, params.batch_size, params.ema_kimg, params.ema_rampup),
+        "ema_beta": ema_beta(state.nimg, before.params),
     }

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from ganops.collectives import check_agreement
+from ganops.config_train import TrainParams
 from ganops.entry import say
 from ganops.errors import Diverged
 from ganops.files import copy_file, format_bytes, write_bytes
@@ -17,12 +19,14 @@ from ganops.networks.snapshot import save_snapshot
 from ganops.networks.table import describe_networks
 from ganops.ops.kernels import use_kernels
 from ganops.protocols import LARGER_IS_BETTER, TRAIN_METRICS, metric_name
+from ganops.training.augment import acting_kinds
+from ganops.training.diffaugment import acting_diffaugment_kinds
 from ganops.training.job import Job, Outputs
 from ganops.training.log import RunLog, memory_gb
 from ganops.training.measure import measure_metrics
 from ganops.training.pictures import draw_grid, draw_reals
 from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, states_to_return_to, write_best_index
-from ganops.training.schedule import comes_due, intervals_passed
+from ganops.training.schedule import came_due, ticks_passed
 from ganops.training.state import Best, TrainingState, read_state_metadata, save_state, state_tensors
 from ganops.training.step import tick_means
 
@@ -49,7 +53,7 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
     steps_nimg = max(state.nimg - clock.tick_nimg, 1)
     cpu_mem_gb, gpu_mem_gb = memory_gb(state.device)
     row: dict[str, Any] = {
-        "tick": intervals_passed(state.nimg, train.tick_kimg),
+        "tick": ticks_passed(train, state.G.resolution, state.nimg),
         "nimg": state.nimg,
         "kimg": state.nimg / 1000,
         "sec_per_kimg": (now - clock.tick_started) / steps_nimg * 1000,
@@ -60,11 +64,16 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
         "metric_digest": job.metric_digest,
         **means,
     }
+    classes = class_table(state, job.shards.index.class_names)
+    seen = [line for line in classes if line["fake_sign"] is not None]
+    worst = min(seen, key=lambda line: line["fake_sign"], default=None)
+    row["worst_class"] = None if worst is None else worst["name"]
+    row["worst_class_sign"] = None if worst is None else worst["fake_sign"]
     _check_health(state, train.max_nonfinite_steps, train.max_loss, means)
     check_agreement(state_tensors(state).values(), "state")
-    if comes_due(state.nimg, train.batch_size, train.image_kimg):
+    if came_due(state.tick_nimg, state.nimg, train.image_kimg):
         draw_picture(job, state, log)
-    if yardstick is not None and comes_due(state.nimg, train.batch_size, train.metric_kimg):
+    if yardstick is not None and came_due(state.tick_nimg, state.nimg, train.metric_kimg):
         row["metric"] = _best_name(job)
         row |= measure_metrics(
             train.metrics,
@@ -78,13 +87,50 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
         )
         _keep_if_best(job, state, Best(state.nimg, row["metric"], row[train.best_by], job.metric_digest))
     if log is not None:
-        if comes_due(state.nimg, train.batch_size, train.snapshot_kimg):
+        if came_due(state.tick_nimg, state.nimg, train.snapshot_kimg):
             path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
             save_snapshot(path, state.G_ema, job.snapshot_metadata(state))
+        if train.augment == "ada" and state.augment_p >= train.ada_max_p:
+            _say_cap(train, log, means["real_sign"])
+        log.write_classes(classes)
         log.add_row(row, now - clock.started, clock.started_nimg)
     state.tick_nimg = state.nimg
     state.sums.clear()
     clock.tick_nimg, clock.tick_started = state.nimg, time.monotonic()
+
+
+def class_table(state: TrainingState, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What D thought of each class since the last tick: a row per class, empty without labels.
+
+    A class that has collapsed is one whose fakes D knows: its fake_sign is near -1 while others are near 0.
+    """
+    if not state.G.c_dim or "classes/fake" not in state.sums:
+        return []
+    (real_count, real_sum), (fake_count, fake_sum) = (
+        state.sums[f"classes/{kind}"].tolist() for kind in ("real", "fake")
+    )
+    return [
+        {
+            "class": label,
+            "name": name,
+            "real_images": round(real_count[label]),
+            "real_sign": real_sum[label] / real_count[label] if real_count[label] else None,
+            "fake_images": round(fake_count[label]),
+            "fake_sign": fake_sum[label] / fake_count[label] if fake_count[label] else None,
+        }
+        for label, name in enumerate(class_names)
+    ]
+
+
+def _say_cap(train: TrainParams, log: RunLog, real_sign: float | int | None) -> None:
+    """Says once that ADA has come to its cap, and again after p had left it."""
+    if log.rows and float(log.rows[-1]["augment_p"] or 0) >= train.ada_max_p:
+        return
+    say(
+        f"train: WARNING: augment_p has reached train.ada_max_p={train.ada_max_p:g}, and D still tells real images with "
+        f"sign {real_sign:.2f} (train.ada_target={train.ada_target:g}): it overfits. More data, a larger train.r1_gamma or "
+        "a smaller D help; a higher cap lets augmentations leak into the samples"
+    )
 
 
 def _check_health(state: TrainingState, max_steps: int, max_loss: float, means: dict[str, float | int | None]) -> None:
@@ -157,6 +203,8 @@ def announce(job: Job, state: TrainingState) -> None:
     table = describe_networks(state.G, state.D)
     write_bytes(run.path / "layers.txt", table.encode())
     say(table)
+    if job.params.train.augment != "none":
+        say(describe_augmentation(job.params.train, index.channels))
     ranks = f"{world_size()} ranks, " if world_size() > 1 else ""
     say(
         f"train: {index.num_images} images {index.channels}x{index.resolution}x{index.resolution}, "
@@ -168,6 +216,23 @@ def announce(job: Job, state: TrainingState) -> None:
         draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
     except OSError as error:
         _say_lost(run.path / "reals.png", error)
+
+
+def describe_augmentation(train: TrainParams, channels: int) -> str:
+    """One line: what D's images go through, and what of it does nothing to images of so many channels."""
+    listed: list[str] = list(acting_kinds(train.augment_set, 3))
+    acting: list[str] = list(acting_kinds(train.augment_set, channels))
+    if train.augment == "diffaugment":
+        listed = list(train.diffaugment_policy)
+        acting = list(acting_diffaugment_kinds(train.diffaugment_policy, channels))
+    idle = ", ".join(kind for kind in listed if kind not in acting)
+    rest = f"; {idle} does nothing to {channels} channels" if idle else ""
+    how = (
+        f"adaptive, towards a mean real sign of {train.ada_target:g}"
+        if train.augment == "ada"
+        else f"p {train.augment_p:g}"
+    )
+    return f"train: augment: {train.augment}, {', '.join(acting)}, {how}{rest}"
 
 
 def publish_pictures(run: RunDirectory, log: RunLog, nimg: int) -> None:
@@ -197,7 +262,7 @@ def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     prune_run(job, state)
     if not (run.path / "reals.png").exists():  # lost at the start, but DVC expects it
         draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
-    for name in ("reals.png", "layers.txt"):
+    for name in ("reals.png", "layers.txt", "classes.csv"):
         copy_file(run.path / name, outputs.results / name)
     copy_file(final, outputs.state)
     save_snapshot(outputs.last, state.G_ema, job.snapshot_metadata(state))

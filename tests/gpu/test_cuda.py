@@ -17,12 +17,12 @@ from ganops.networks.stylegan2_generator import Generator
 from ganops.ops.bias_act import ACTIVATION_GAINS, Activation, bias_act
 from ganops.ops.modulated_conv2d import modulated_conv2d
 from ganops.ops.upfirdn2d import setup_filter, upfirdn2d
+from ganops.training.build import build_networks
 from ganops.training.losses import Latents, PhaseLoss, dmain_loss, dr1_loss, gmain_loss, gpl_loss
 from ganops.training.memory import announce_memory, dry_run
 from ganops.training.saver import StateWriter
 from ganops.training.state import (
     TrainingState,
-    build_networks,
     copy_state,
     initial_state,
     load_state,

@@ -70,8 +70,8 @@ def train(rank: int, world: int, port: int, dtype: torch.dtype, out: Path) -> No
             for network in (state.G, state.D, state.G_ema):
                 network.to(dtype)
             state.pl_mean = state.pl_mean.to(dtype)
-            state.G_opt = make_adam(state.G, adam_values(params, params.G_lr, True, params.pl_interval))
-            state.D_opt = make_adam(state.D, adam_values(params, params.D_lr, True, params.r1_interval))
+            state.G_opt = make_adam(state.G, adam_values(params, params.G_lr, params.pl_weight, params.pl_interval))
+            state.D_opt = make_adam(state.D, adam_values(params, params.D_lr, params.r1_gamma, params.r1_interval))
         own = deal(4, rank, world)
         part = slice(own.start * 2, own.stop * 2)
         for _ in range(STEPS):

@@ -151,13 +151,13 @@ def test_the_largest_that_fits(limit: int, best: int | None) -> None:
     assert tried == [size for size in [1, 2, 4, 8, 16] if size // 2 <= limit]
 
 
-def overflowing_from(limit: int) -> Callable[[TrainingState, TrainParams, int], Peak]:
+def overflowing_from(limit: int) -> Callable[[TrainingState, TrainParams, int, float], Peak]:
     """A `dry_run` as on a GPU that holds `limit` images at most."""
 
-    def run(state: TrainingState, params: TrainParams, batch_gpu: int) -> Peak:
+    def run(state: TrainingState, params: TrainParams, batch_gpu: int, lod: float = 0.0) -> Peak:
         if batch_gpu > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return Peak("Dr1", batch_gpu * MEGABYTE)
+        return Peak("Dr1", batch_gpu, batch_gpu * MEGABYTE)
 
     return run
 

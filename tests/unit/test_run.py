@@ -38,7 +38,9 @@ def no_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 KEYS = sorted(tiny_params().model_dump())
 CHANGED = {
     "G_architecture": "resnet", "D_architecture": "orig", "precision": "bfloat16", "conv_clamp": 256.0, "ema_rampup": 0.05,
-    "init_from": "x.safetensors", "metrics": ["kid"], "best_by": "kid",
+    "init_from": "x.safetensors", "metrics": ["kid"], "best_by": "kid", "family": "pggan", "loss": "wgan-gp",
+    "batch_size_by_resolution": {8: 16}, "batch_gpu_by_resolution": {8: 4}, "lr_by_resolution": {8: 0.1},
+    "tick_kimg_by_resolution": {8: 1.0}, "augment": "ada", "augment_set": "blit", "diffaugment_policy": ["color"],
 }  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_a_state_of_another_format_is_refused_with_what_to_do(tmp_path: Path) ->
     path = tmp_path / "state.safetensors"
     save_state(path, tiny_state(tiny_params()), {**PROVENANCE, "format": 1})
     with pytest.raises(
-        RunError, match=r"state format 1, this version reads 2\. Continue with the version that wrote it"
+        RunError, match=r"state format 1, this version reads 3\. Continue with the version that wrote it"
     ):
         load_state(path, tiny_state(tiny_params()))
 

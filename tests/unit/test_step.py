@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ganops.training.accumulate import apply_gradients
 from ganops.training.state import TrainingState
 from ganops.training.step import (
-    _apply,
     dmain_phase,
     dr1_phase,
     draw_latents,
@@ -60,7 +60,7 @@ def test_gradients_are_averaged_over_micro_batches_not_summed(monkeypatch: pytes
     """Two micro-batches of 4 that hold the same draws give the gradients of one of them."""
     seen = []
     monkeypatch.setattr(
-        "ganops.training.step._apply", lambda state, *_: seen.append(gradients(state)) or torch.tensor(False)
+        "ganops.training.step.apply_gradients", lambda state, *_: seen.append(gradients(state)) or torch.tensor(False)
     )
     draw = draw_latents
     monkeypatch.setattr(
@@ -80,7 +80,8 @@ def test_float16_keeps_its_gradients_however_many_micro_batches_there_are(
 ) -> None:
     """The share of one micro-batch of 16,384 is below what float16 can hold, so it must not pass through it."""
     found: dict[str, list[torch.Tensor]] = {}
-    monkeypatch.setattr("ganops.training.step.own_micro_batches", lambda params: range(1))
+    for module in ("step", "accumulate"):
+        monkeypatch.setattr(f"ganops.training.{module}.own_micro_batches", lambda params: range(1))
     for precision in ("float32", "float16"):
         low = int(precision == "float16")
         params = tiny_params(precision=precision, low_precision_resolutions=low, conv_clamp=256.0)
@@ -91,7 +92,7 @@ def test_float16_keeps_its_gradients_however_many_micro_batches_there_are(
             found[precision] = [gradient.clone() for gradient in gradients]  # noqa: B023 called within the loop
             return torch.tensor(False)
 
-        monkeypatch.setattr("ganops.training.step._apply", keep)
+        monkeypatch.setattr("ganops.training.step.apply_gradients", keep)
         reals = [real_micro_batch(state, params, tiny_batch(tiny_params(), 0), 0, 0)]
         match phase:
             case "Gmain":
@@ -156,7 +157,7 @@ def test_gradients_that_are_not_finite_are_replaced_and_reported() -> None:
         parameter.grad = torch.full_like(parameter, float("nan"))
     before = [parameter.detach().clone() for parameter in state.G.parameters()]
     found = [parameter.grad for parameter in state.G.parameters() if parameter.grad is not None]
-    assert bool(_apply(state, found, state.G_opt, "G_grad_norm"))
+    assert bool(apply_gradients(state, found, state.G_opt, "G_grad_norm"))
     for old, parameter in zip(before, state.G.parameters(), strict=True):
         assert torch.equal(old, parameter)  # NaN counts as 0, and Adam's first step of 0 is 0
 
