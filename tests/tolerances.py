@@ -60,6 +60,10 @@ TOLERANCES: dict[str, float] = {
     # A smooth picture that is flipped and turned by way of twice the resolution, against exact flips and turns: what the
     # filters lose; measured up to 2.2e-3. Were their centre off by a tenth of a pixel, 3e-2.
     "resampled_smooth": 5e-3,
+    # A small network against one of plain numpy loops, both float64: sums of other orders, norms; measured 4e-15.
+    "network_loop_float64": 1e-10,
+    # A growing network 1e-9 before and behind a whole lod; measured up to 2.3e-9.
+    "fade_edge": 1e-7,
     # Closed forms in float64; measured up to 2e-16.
     "closed_form_float64": 1e-12,
 }

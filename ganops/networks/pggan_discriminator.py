@@ -20,7 +20,7 @@ class PGGANDiscriminator(nn.Module):
     Args:
         c_dim: number of classes, 0 = no labels.
         resolution: nominal, of the fully grown network; a power of two from 4 up.
-        base_grid: height and width of the lowest level, (4, 4) for square images; images are resolution / 4 times as large.
+        base_grid: height and width of the lowest level, (4, 4) for square images; `size` is resolution / 4 times as large.
         img_channels: of the images.
         channel_base: nominal resolution r has min(channel_base / r, channel_max) channels; 16384 and 512 as published.
         channel_max: see `channel_base`.
@@ -69,6 +69,7 @@ class PGGANDiscriminator(nn.Module):
         self.c_dim = c_dim
         self.resolution = resolution
         self.base_grid = height, width
+        self.size = level_grid(self.base_grid, resolution)
         self.img_channels = img_channels
         self.lod = check_lod(lod, resolution)
         resolutions = level_resolutions(resolution)

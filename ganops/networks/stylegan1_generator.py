@@ -194,7 +194,7 @@ class StyleGAN1Generator(nn.Module):
         c_dim: number of classes, 0 = no labels.
         w_dim: width of the intermediate latent w.
         resolution: nominal, of the fully grown network; a power of two from 4 up.
-        base_grid: height and width of the lowest level, (4, 4) for square images; images are resolution / 4 times as large.
+        base_grid: height and width of the lowest level, (4, 4) for square images; `size` is resolution / 4 times as large.
         img_channels: of the images.
         mapping_layers: layers from z to w.
         mapping_lr_multiplier: relative learning rate of these layers.
@@ -252,6 +252,7 @@ class StyleGAN1Generator(nn.Module):
         self.w_dim = w_dim
         self.resolution = resolution
         self.base_grid = height, width
+        self.size = level_grid(self.base_grid, resolution)
         self.img_channels = img_channels
         self.mapping = JointMappingNetwork(
             z_dim=z_dim,
