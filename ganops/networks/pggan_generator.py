@@ -26,9 +26,16 @@ from ganops.ops.bias_act import bias_act
 class PGGANMapping(nn.Module):
     """z and the label, normalised as one vector: the "w" of a family without a mapping network. Has no weights."""
 
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of the dtype that the network's weights are converted to; it has no other use.
+        self.register_buffer("like", torch.zeros([]), persistent=False)
+
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """[N, z_dim], [N, c_dim] -> [N, z_dim + c_dim] of mean square 1, z's dtype."""
-        return normalize(torch.cat([z, c.to(z.dtype)], dim=1))
+        """[N, z_dim], [N, c_dim] -> [N, z_dim + c_dim] of mean square 1, in the dtype of the network's weights."""
+        return normalize(torch.cat([z, c], dim=1).to(self.like.dtype))
 
 
 class PGGANFirst(nn.Module):

@@ -18,6 +18,7 @@ from ganops.networks.growing import (
     truncate_w,
     upscale,
 )
+from ganops.networks.path_length import in_float32
 from ganops.networks.sampling import generate_images
 from ganops.networks.stylegan2_growing_generator import GrowingGenerator
 from ganops.networks.table import describe_networks, format_table, layer_table
@@ -331,9 +332,21 @@ def test_float64_is_computed_in_float64_throughout(family: str) -> None:
     for network in (G, D):
         for module in network.modules():
             module.register_forward_hook(note)
-    c = torch.tensor(MULTI_HOT, dtype=torch.float64)
-    D(G(normal(4, 5, seed=1), c, 0.7, 2, "random", seeded()), c)
+    z, c = normal(4, 5, seed=1), torch.tensor(MULTI_HOT, dtype=torch.float64)
+    D(G.synthesis(G.truncate(G.mapping(z, c), 0.7, 2), "random", seeded()), c)
     assert dtypes == {torch.float64}
+    # What is drawn in float32 may come as it is.
+    assert G.mapping(z.float(), c.float()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_twins_for_path_lengths(family: str) -> None:
+    low = make_G(family, seeded(), lod=0.5, precision="bfloat16", low_precision_resolutions=2).requires_grad_(False)
+    twin, high = in_float32(low), make_G(family, seeded(), lod=0.5)
+    assert twin.arguments == low.arguments | {"precision": "float32"}
+    assert torch.equal(
+        twin.synthesis(ws_of(low).float(), "const", None), high.synthesis(ws_of(low).float(), "const", None)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

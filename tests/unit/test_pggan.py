@@ -17,7 +17,7 @@ from tests.unit.test_stylegan1 import LODS, MULTI_HOT, PUBLISHED_CHANNELS
 
 
 def test_mapping_normalises_latent_and_label_as_one() -> None:
-    G = make_G("pggan", seeded(), c_dim=3)
+    G = make_G("pggan", seeded(), c_dim=3).double()
     assert (G.w_dim, G.num_ws, G.active_ws) == (8, 1, 1)
     z, c = normal(4, 5, seed=1), torch.tensor(MULTI_HOT, dtype=torch.float64)
     w = G.mapping(z, c).numpy()
