@@ -56,7 +56,7 @@ class PGGANDiscriminator(nn.Module):
         self._arguments: dict[str, Any] = {
             "c_dim": c_dim,
             "resolution": resolution,
-            "base_grid": [height, width],
+            "base_grid": (height, width),
             "img_channels": img_channels,
             "channel_base": channel_base,
             "channel_max": channel_max,

@@ -242,7 +242,7 @@ class PGGANGenerator(nn.Module):
             "z_dim": z_dim,
             "c_dim": c_dim,
             "resolution": resolution,
-            "base_grid": [height, width],
+            "base_grid": (height, width),
             "img_channels": img_channels,
             "channel_base": channel_base,
             "channel_max": channel_max,

@@ -64,11 +64,11 @@ class StyleGAN1Discriminator(nn.Module):
         self._arguments: dict[str, Any] = {
             "c_dim": c_dim,
             "resolution": resolution,
-            "base_grid": [height, width],
+            "base_grid": (height, width),
             "img_channels": img_channels,
             "channel_base": channel_base,
             "channel_max": channel_max,
-            "resample_filter": list(resample_filter),
+            "resample_filter": tuple(resample_filter),
             "mbstd_group_size": mbstd_group_size,
             "mbstd_num_channels": mbstd_num_channels,
             "precision": precision,

@@ -212,7 +212,7 @@ class GrowingGenerator(nn.Module):
             "c_dim": c_dim,
             "w_dim": w_dim,
             "resolution": resolution,
-            "base_grid": [height, width],
+            "base_grid": (height, width),
             "img_channels": img_channels,
             "mapping_layers": mapping_layers,
             "mapping_lr_multiplier": mapping_lr_multiplier,
