@@ -57,6 +57,10 @@ TOLERANCES: dict[str, float] = {
     # Affine maps of images against an own evaluation, both float64: its places of doubled pixels come from the published
     # taps, whose moments are exact to eleven digits; measured up to 1.1e-9.
     "resampled_float64": 1e-8,
+    # Augmentations and their first and second gradients of fourth powers in float32 on CUDA against the CPU in float64:
+    # places are rounded to 1e-6 px of a small image, and what is sampled there is multiplied by contrast, again in each
+    # gradient; on a GPU not measured yet, on a CPU up to 7e-6.
+    "augment_float32": 1e-4,
     # A smooth picture that is flipped and turned by way of twice the resolution, against exact flips and turns: what the
     # filters lose; measured up to 2.2e-3. Were their centre off by a tenth of a pixel, 3e-2.
     "resampled_smooth": 5e-3,

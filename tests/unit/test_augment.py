@@ -255,8 +255,10 @@ def test_derivatives(augment_set: AugmentSet, channels: int) -> None:
         return augment(x, augmentation, generator(11))
 
     x = picture(2, channels, 2, 3).requires_grad_()
-    assert gradcheck(function, [x])
-    assert gradgradcheck(lambda x: function(x).square(), [x])
+    # One direction instead of all, where the stages have been seen to one by one, or with fewer channels.
+    fast = augment_set == "bgcfnc" or (channels == 4 and augment_set != "color")
+    assert gradcheck(function, [x], fast_mode=fast)
+    assert gradgradcheck(lambda x: function(x).square(), [x], fast_mode=fast)
     y = function(x)
     other = picture(2, channels, 2, 3, seed=2)
     (adjoint,) = torch.autograd.grad(y, x, other)

@@ -12,7 +12,15 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
 from ganops.training import augment_geometry
-from ganops.training.augment_geometry import FILTER, OFFSET, SYM6, blit, inverse_matrix, margins, resample
+from ganops.training.augment_geometry import (
+    FILTER,
+    OFFSET,
+    SYM6,
+    blit,
+    inverse_matrix,
+    margins,
+    resample,
+)
 from ganops.training.augment_pixels import cut_out, gather_pixels, reflect_pad, replace_images
 from tests.tolerances import assert_close
 
@@ -145,11 +153,12 @@ def test_resampling_is_its_definition(case: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.usefixtures("exact_filter")
 def test_resampling_of_a_batch_is_that_of_each_image() -> None:
-    """Margins are those of the batch where images are not taken one by one: with a device that is no CPU."""
+    """Though all get the margins that any of them needs."""
     cases = [CASES[case] for case in ("rotation", "all", "smaller", "nothing", "beyond what is reflected")]
     img = picture(len(cases), 3, 6, 7)
     together = resample(img, matrices(*cases))
     for index, case in enumerate(cases):
+        assert_close(together[index], mapped(img[index].numpy(), NEUTRAL | case), "resampled_float64")
         assert_close(together[index], resample(img[index : index + 1], matrices(case))[0], "twin_float64")
     wide = margins(matrices(*cases), 6, 7)
     own = [margins(matrices(case), 6, 7) for case in cases]
