@@ -1,6 +1,6 @@
 """DiffAugment: colour, translation and cut-out of what the discriminator sees, always, or each image with chance p.
 
-Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", section 4 and appendix.
+Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", section 3 and appendix.
 """
 
 from collections.abc import Collection
