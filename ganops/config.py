@@ -13,6 +13,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ganops.config_base import FEWEST, Byte, NotNegative, Positive, Psi, Section
+from ganops.config_tools import (
+    DirectionsParams,
+    ImagesParams,
+    InterpolateParams,
+    ProjectParams,
+    StyleMixingParams,
+)
 from ganops.config_train import TrainParams
 from ganops.errors import ParamsError
 from ganops.protocols import MetricName, ProtocolName, conflict_of_metrics
@@ -109,6 +116,11 @@ class Params(Section):
     sample: SampleParams
     fid: FidParams
     run: RunParams
+    images: ImagesParams
+    style_mixing: StyleMixingParams
+    interpolate: InterpolateParams
+    project: ProjectParams
+    directions: DirectionsParams
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -1,5 +1,6 @@
 """report: what the other stages wrote -> results/report.html, one page for people that needs no network."""
 
+from ganops.config_tools import TOOLS
 from ganops.entry import Stage, run_stage, say
 from ganops.files import format_bytes, write_bytes
 from ganops.report.inputs import Paths, read_inputs
@@ -18,7 +19,8 @@ def main(stage: Stage) -> None:
         neighbours=stage.path("neighbours.png"),
         index=stage.path("index.json"),
     )
-    params = stage.params.model_dump(exclude={"run"})  # run says how, not what: the report does not depend on it
+    # run says how, not what, and tools come after the pipeline: the report depends on neither.
+    params = stage.params.model_dump(exclude={"run", *TOOLS})
     page = make_page(read_inputs(paths, params)).encode()
     write_bytes(stage.path("report.html"), page)
     say(f"report: {stage.path('report.html')} ({format_bytes(len(page))}); open it in a browser")

@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from ganops.config import Params, load_params
+from ganops.config_tools import TOOLS
 from ganops.errors import DataError
 from ganops.report.charts import KIMG, training_charts
 from ganops.report.inputs import Inputs, Paths, read_inputs
@@ -359,9 +360,9 @@ def test_same_bytes_in_every_process(tmp_path: Path) -> None:
     assert done.stderr == "report: results/neighbours.png is missing. Run `dvc repro fid`, the stage that writes it.\n"
 
 
-def test_depends_on_all_params_but_run() -> None:
+def test_depends_on_all_params_but_run_and_tools() -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
-    assert stage["params"] == [name for name in Params.model_fields if name != "run"]
+    assert stage["params"] == [name for name in Params.model_fields if name not in {"run", *TOOLS}]
 
 
 def test_plots_page_is_made_of_these_scripts() -> None:
