@@ -9,7 +9,7 @@ import yaml
 from ganops.training.run import NUMERIC_MODULES
 
 ROOT = Path(__file__).parents[2]
-FLOORS = {"ops": 1, "images": 1, "networks": 2, "metrics": 2, "evaluation": 3, "training": 3, "report": 3}
+FLOORS = {"ops": 1, "images": 1, "networks": 2, "metrics": 2, "evaluation": 3, "explore": 3, "training": 3, "report": 3}
 NO_NUMBERS = {
     "ganops",
     "ganops.config",

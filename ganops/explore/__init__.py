@@ -1,0 +1,1 @@
+"""Looking into a trained generator: images, mixing, interpolation, projection, directions; one tool each (docs/tools.md)."""

@@ -1,0 +1,217 @@
+"""A snapshot opened to look into: its latents by seed, its classes by name, its images.
+
+Seed i is image i of a sample with seed 0: what stage `sample` writes as its i-th image when sample.seed is 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ganops.config import RunParams
+from ganops.distributed import configure_numerics, make_generator, select_device
+from ganops.errors import DataError, WeightsError
+from ganops.files import sha256_file
+from ganops.images.labels import first_ten
+from ganops.images.pixels import to_uint8
+from ganops.networks.layers import NoiseMode
+from ganops.networks.sampling import CPU, image_labels, image_latents, one_hot
+from ganops.networks.snapshot import load_snapshot
+from ganops.networks.stylegan2_generator import Generator
+from ganops.ops.kernels import choose_ops
+
+SEED = 0  # of the sample whose images the seeds of all tools count
+MAPPING_BATCH = 1000  # latents at a time where only w is wanted
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator and what is known of it.
+
+    Attributes:
+        path: of the snapshot.
+        sha256: of the snapshot's file.
+        G: on `device`, without gradients.
+        device: where it computes.
+        class_names: () for an unconditional G, or where they are not known.
+        class_counts: real images per class; likewise.
+    """
+
+    path: Path
+    sha256: str
+    G: Generator
+    device: torch.device
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+
+
+def open_model(path: Path, run: RunParams, deterministic: bool | None = None) -> Model:
+    """Loads a snapshot onto the device that `run` names.
+
+    Args:
+        path: of the snapshot.
+        run: section run.
+        deterministic: instead of run.deterministic, for what has no deterministic algorithm on CUDA.
+    Raises:
+        WeightsError: there is no snapshot, or it cannot be used.
+        ParamsError: there is no such device.
+    """
+    device = select_device(run.device, run.cpu_threads)
+    configure_numerics(tf32=False, deterministic=run.deterministic if deterministic is None else deterministic)
+    choose_ops(run.ops, device)
+    G, metadata = load_snapshot(path)
+    names, counts = (tuple(metadata.get(key) or ()) if G.c_dim else () for key in ("class_names", "class_counts"))
+    return Model(path, sha256_file(path), G.to(device).eval().requires_grad_(False), device, names, counts)
+
+
+def find_label(model: Model, key: str, label: int | str | None) -> int | None:
+    """The number of the class that `label` names; None for None.
+
+    Args:
+        model: what has the classes.
+        key: in params.yaml, for messages.
+        label: a number, a name, or None.
+    Raises:
+        DataError: the model has no classes, or not this one.
+    """
+    if label is None:
+        return None
+    if not model.G.c_dim:
+        raise DataError(f"{key}={label!r}, but {model.path} has no classes. Set {key}: null.")
+    number = label if isinstance(label, int) else -1
+    if label in model.class_names:
+        number = model.class_names.index(str(label))
+    if not 0 <= number < model.G.c_dim:
+        names = f", named {first_ten(model.class_names)}" if model.class_names else ""
+        raise DataError(f"{key}={label!r} is no class of {model.path}: it has 0 to {model.G.c_dim - 1}{names}.")
+    return number
+
+
+def seed_labels(model: Model, key: str, label: int | str | None, seeds: Sequence[int]) -> Tensor:
+    """Classes of the images of `seeds`: [n] int64 on the CPU; `label`, or for None drawn as often as in the data.
+
+    Raises:
+        DataError: as `find_label`; or nothing is known of how often the classes are.
+    """
+    number = find_label(model, key, label)
+    if number is not None:
+        return torch.full([len(seeds)], number)
+    if model.G.c_dim and len(model.class_counts) != model.G.c_dim:
+        raise DataError(f"{model.path} does not say how often its classes are, so {key} must name one.")
+    return image_labels(SEED, seeds, model.class_counts)
+
+
+def class_name(model: Model, label: int) -> str:
+    """For captions: the name, or the number where no names are known; "" for an unconditional model."""
+    if not model.G.c_dim:
+        return ""
+    return model.class_names[label] if label < len(model.class_names) else str(label)
+
+
+def seed_caption(model: Model, seed: int, label: int) -> str:
+    """For captions: the seed, and the class if there are classes."""
+    return f"{seed}: {class_name(model, label)}" if model.G.c_dim else str(seed)
+
+
+@torch.no_grad()
+def map_seeds(model: Model, seeds: Sequence[int], labels: Tensor) -> Tensor:
+    """w of the images of `seeds` with classes `labels` [n]: [n, w_dim] on the model's device, not truncated."""
+    return map_latents(model, image_latents(SEED, seeds, model.G.z_dim), labels)
+
+
+@torch.no_grad()
+def map_latents(model: Model, z: Tensor, labels: Tensor) -> Tensor:
+    """[n, z_dim], [n] int64 -> w [n, w_dim] on the model's device.
+
+    Raises:
+        WeightsError: w is not finite.
+    """
+    parts = []
+    for start in range(0, len(z), MAPPING_BATCH):
+        part = slice(start, start + MAPPING_BATCH)
+        c = one_hot(labels[part].to(model.device), model.G.c_dim)
+        parts.append(model.G.mapping(z[part].to(model.device), c))
+    w = torch.cat(parts)
+    if not bool(torch.isfinite(w).all()):
+        raise WeightsError(f"{model.path}: its w are not finite. Take a snapshot from before the run diverged.")
+    return w
+
+
+def sample_w(model: Model, key: str, label: int | str | None, seed: int, count: int) -> Tensor:
+    """w of `count` random latents, other ones than those of seeds: [count, w_dim] on the model's device.
+
+    Args:
+        model: what to map with.
+        key: of `label`, for messages.
+        label: as for `seed_labels`.
+        seed: of the draw.
+        count: how many.
+    Raises:
+        DataError: see `seed_labels`.
+    """
+    z = torch.randn([count, model.G.z_dim], generator=make_generator(CPU, seed, "w samples"))
+    return map_latents(model, z, seed_labels(model, key, label, range(count)))
+
+
+def check_layers(model: Model, key: str, layers: Sequence[int] | None) -> tuple[int, int]:
+    """[first, last) of the model's layers, all for None.
+
+    Raises:
+        DataError: the model has not so many.
+    """
+    first, last = (0, model.G.num_ws) if layers is None else layers
+    if last > model.G.num_ws:
+        raise DataError(
+            f"{key}=[{first}, {last}], but {model.path} has {model.G.num_ws} layers, one w each. "
+            f"Use [first, last] from 0 to {model.G.num_ws}."
+        )
+    return first, last
+
+
+def truncate_layers(G: Generator, w: Tensor, psi: float, layers: tuple[int, int]) -> Tensor:
+    """One w per layer, those of [first, last) pulled towards the mean.
+
+    Args:
+        G: whose mean.
+        w: [N, w_dim].
+        psi: 1 = not at all, 0 = the mean.
+        layers: first and last (without) layer; from 0 on it is what `Generator.truncate` gives with a cutoff.
+    Returns:
+        [N, num_ws, w_dim].
+    Source: Karras et al. 2019, appendix B.
+    """
+    first, last = layers
+    ws, truncated = G.truncate(w, 1.0, None), G.truncate(w, psi, None)
+    return torch.cat([ws[:, :first], truncated[:, first:last], ws[:, last:]], dim=1)
+
+
+@torch.no_grad()
+def synthesize(
+    model: Model, ws: Tensor, noise_mode: NoiseMode, seeds: Sequence[int] | None, batch_size: int
+) -> NDArray[np.uint8]:
+    """Images from ws.
+
+    Args:
+        model: on any device.
+        ws: [n, num_ws, w_dim].
+        noise_mode: "random" is drawn for each image from its seed, as in `sample`; "const" and "none" as in G.
+        seeds: one per image; None unless the noise is random.
+        batch_size: images at a time. Short batches are filled up, so an image does not depend on their number.
+    Returns:
+        [n, C, H, W] on the CPU.
+    """
+    parts = []
+    for start in range(0, len(ws), batch_size):
+        part = ws[start : start + batch_size]
+        missing = batch_size - len(part)
+        padded = torch.cat([part, part[-1:].expand(missing, -1, -1)])
+        rng = None
+        if seeds is not None:
+            numbers = [*seeds[start : start + batch_size], *[seeds[-1]] * missing]
+            rng = [make_generator(model.device, SEED, "noise", number) for number in numbers]
+        parts.append(to_uint8(model.G.synthesis(padded, noise_mode, rng))[: len(part)].cpu().numpy())
+    return np.concatenate(parts)
