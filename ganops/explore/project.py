@@ -1,0 +1,146 @@
+"""An image into a model's w: what the tool `project` does."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ganops.config import Params, PrepareParams
+from ganops.entry import progress, say
+from ganops.errors import DataError
+from ganops.explore.captions import caption_grid
+from ganops.explore.distance import Distance, open_distance
+from ganops.explore.model import Model, find_label, open_model, sample_w
+from ganops.explore.projection import COLUMNS, Projection, Start, strip_steps
+from ganops.explore.record import claim_folder
+from ganops.files import sha256_file, write_bytes, write_json
+from ganops.images.pixels import make_grid, save_png, to_float
+from ganops.images.raw import BadImageError, Conversion, convert_image, read_file
+from ganops.networks.path_length import in_float32
+from ganops.networks.snapshot import METADATA_KEY
+
+GREY_MODES = {"1", "L", "LA", "La", "I", "F"}  # of Pillow, besides those that begin with I;16
+
+
+def project_image(params: Params, snapshot: Path, image: Path, folder: Path, root: Path) -> None:
+    """Looks for the latent of an image; writes it, what it looks like, and how it went.
+
+    Args:
+        params: all of params.yaml.
+        snapshot: the generator.
+        image: any that Pillow reads; the largest square of its middle, as stage `prepare` makes it.
+        folder: new, empty, or of the same command before, which then goes on. For target.png, projected.png, strip.png,
+            ws.safetensors (`ws` [1, num_ws, w_dim], and the noise images under their names in the network), loss.csv,
+            project.json (what all is a function of, the distance's name and value), state.safetensors until it is done.
+        root: the repository that owns data/weights.
+    Raises:
+        WeightsError: the snapshot or the distance's weights cannot be used.
+        DataError: an image that cannot be read, values that do not fit the model, or a folder that holds other things.
+    """
+    p = params.project
+    # Resizing in the distance `efflite0` has no deterministic gradient on CUDA.
+    model = open_model(snapshot, params.run, deterministic=params.run.deterministic and p.distance == "lpips")
+    target = read_target(image, model, params.prepare)
+    label = find_label(model, "project.label", p.label)
+    values = {
+        **p.model_dump(exclude={"state_steps"}),
+        "label": label,
+        "snapshot_sha256": model.sha256,
+        "image_sha256": sha256_file(image),
+        "resize_filter": params.prepare.resize_filter,
+        "background": params.prepare.background,
+    }
+    distance = open_distance(p.distance, to_float(torch.tensor(target[None])), model.device, root / "data" / "weights")
+    say(f"project: distance {distance.name} on {model.device.type}")
+    w = sample_w(model, "project.label", p.label, p.seed, p.w_samples)
+    record = claim_folder(folder, "project.json", values)
+    state = folder / "state.safetensors"
+    if "result" in record:
+        state.unlink(missing_ok=True)
+        say(f"project: {folder} is complete already: distance {record['result']['distance']:.4g}")
+        return
+    projection = Projection(in_float32(model.G), p, _start(w), distance)
+    if state.exists():
+        projection.load(state)
+        say(f"project: goes on after step {projection.step}")
+    save_png(folder / "target.png", make_grid(target[None], 1))
+    rest = p.steps - projection.step
+    for step in progress(projection.run(), rest, "project", "step"):
+        if step % p.state_steps == 0:
+            projection.save(state)
+    _write_results(folder, projection, target, distance, record)
+    state.unlink(missing_ok=True)
+
+
+def read_target(path: Path, model: Model, prepare: PrepareParams) -> NDArray[np.uint8]:
+    """The image as stage `prepare` would make it for this model, the largest square of its middle: [C, H, W].
+
+    Raises:
+        DataError: it cannot be read, or the model makes images of channels that none has.
+    """
+    channels = model.G.img_channels
+    if channels not in (1, 3, 4):
+        raise DataError(f"{model.path} makes images of {channels} channels; only 1, 3 or 4 can be projected.")
+    background = (prepare.background[0], prepare.background[1], prepare.background[2])
+    mode = cast(Literal[1, 3, 4], channels)
+    conversion = Conversion(model.G.resolution, mode, "center", prepare.resize_filter, background)
+    try:
+        content = read_file(None, str(path))
+        converted = convert_image(content, conversion)
+        with Image.open(io.BytesIO(content)) as file:
+            found = file.mode
+    except BadImageError as error:
+        raise DataError(f"{path}: {error}.") from None
+    is_grey = found in GREY_MODES or found.startswith("I;16")
+    if is_grey != (channels == 1):
+        kinds = ("grey", "in colour") if is_grey else ("in colour", "grey")
+        say(f"project: {path} is {kinds[0]}, the model's images are {kinds[1]}: converted")
+    if converted.enlarged:
+        say(f"project: {path} is smaller than the model's {model.G.resolution} px: enlarged")
+    return converted.pixels
+
+
+def _start(w: Tensor) -> Start:
+    mean = w.mean(dim=0)
+    return Start(mean, float((w - mean).square().sum(dim=1).mean().sqrt()))
+
+
+def _write_results(
+    folder: Path, projection: Projection, target: NDArray[np.uint8], distance: Distance, record: dict[str, Any]
+) -> None:
+    """All files but the target; project.json last, which says that the others are there."""
+    final, value = projection.result()
+    image = final.numpy()
+    save_png(folder / "projected.png", make_grid(image[None], 1))
+    difference = np.abs(target.astype(np.int16) - image).astype(np.uint8)
+    if len(difference) == 4:
+        difference[3] = 255
+    pictures = np.concatenate([target[None], projection.pictures.numpy(), image[None], difference[None]])
+    words = ["target", *[f"step {step}" for step in strip_steps(projection.p)], "result", "difference"]
+    save_png(folder / "strip.png", caption_grid(pictures, len(pictures), top=words))
+    tensors = {"ws": projection.ws(), **projection.noises}
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps(record["values"], sort_keys=True, separators=(",", ":"))
+    write_bytes(folder / "ws.safetensors", safetensors.torch.save(content, {METADATA_KEY: header}))
+    write_bytes(folder / "loss.csv", _table(projection.rows.tolist()))
+    measured = {"distance": value, "distance_name": distance.name, "distance_sha256": distance.sha256}
+    write_json(folder / "project.json", {**record, "result": measured})
+    error = float(np.abs(difference[:3].astype(np.float64)).mean())
+    say(f"project: {distance.name} {value:.4g}, mean difference {error:.1f} of 255: {folder}/strip.png")
+
+
+def _table(rows: Iterable[list[float]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *COLUMNS])
+    writer.writerows([number, *(f"{value:.6g}" for value in row)] for number, row in enumerate(rows))
+    return text.getvalue().encode()
