@@ -35,8 +35,8 @@ from ganops.explore.model import (
 from ganops.explore.record import claim_folder
 from ganops.files import write_bytes
 from ganops.images.pixels import save_png
+from ganops.networks.families import AnyGenerator
 from ganops.networks.snapshot import METADATA_KEY
-from ganops.networks.stylegan2_generator import Generator
 
 W_SAMPLES = 10_000  # for the standard deviation of w along a direction
 SAMPLE_SEED = 0
@@ -120,7 +120,7 @@ def move(ws: Tensor, step: Tensor, strengths: Sequence[float], layers: tuple[int
 
 
 @torch.no_grad()
-def style_matrices(G: Generator) -> list[NDArray[np.float64]]:
+def style_matrices(G: AnyGenerator) -> list[NDArray[np.float64]]:
     """The linear part of each layer's styles, as it acts on w (with all gains of the affine map).
 
     A layer with styles is a module of G.synthesis with a submodule `affine` that maps w [N, w_dim] to styles. Which w it

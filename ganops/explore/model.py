@@ -18,10 +18,10 @@ from ganops.errors import DataError, WeightsError
 from ganops.files import sha256_file
 from ganops.images.labels import first_ten
 from ganops.images.pixels import to_uint8
+from ganops.networks.families import AnyGenerator
 from ganops.networks.layers import NoiseMode
 from ganops.networks.sampling import CPU, image_labels, image_latents, one_hot
 from ganops.networks.snapshot import load_snapshot
-from ganops.networks.stylegan2_generator import Generator
 from ganops.ops.kernels import choose_ops
 
 SEED = 0  # of the sample whose images the seeds of all tools count
@@ -43,7 +43,7 @@ class Model:
 
     path: Path
     sha256: str
-    G: Generator
+    G: AnyGenerator
     device: torch.device
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
@@ -172,7 +172,7 @@ def check_layers(model: Model, key: str, layers: Sequence[int] | None) -> tuple[
     return first, last
 
 
-def truncate_layers(G: Generator, w: Tensor, psi: float, layers: tuple[int, int]) -> Tensor:
+def truncate_layers(G: AnyGenerator, w: Tensor, psi: float, layers: tuple[int, int]) -> Tensor:
     """One w per layer, those of [first, last) pulled towards the mean.
 
     Args:

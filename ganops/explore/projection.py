@@ -20,9 +20,9 @@ from ganops.errors import DataError, WeightsError
 from ganops.explore.distance import Distance
 from ganops.files import write_bytes
 from ganops.images.pixels import to_uint8
+from ganops.networks.families import AnyGenerator
 from ganops.networks.sampling import CPU
 from ganops.networks.snapshot import METADATA_KEY
-from ganops.networks.stylegan2_generator import Generator
 from ganops.precision import full_float32
 
 NOISE_LEAST = 8  # px; noise images are compared with themselves down to this size
@@ -52,7 +52,7 @@ class Projection:
         distance: to the target image.
     """
 
-    def __init__(self, G: Generator, p: ProjectParams, start: Start, distance: Distance) -> None:
+    def __init__(self, G: AnyGenerator, p: ProjectParams, start: Start, distance: Distance) -> None:
         self.G, self.p, self.distance, self.w_std = G, p, distance, start.w_std
         layers = 1 if p.space == "w" else G.num_ws
         self.step = 0
