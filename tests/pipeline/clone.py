@@ -31,6 +31,13 @@ def environment() -> dict[str, str]:
     return {**kept, **names, "PATH": path, "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
 
 
+def _yaml(value: Any) -> str:
+    """A value on one line; JSON, but its keys may be numbers."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {json.dumps(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
 @dataclass(frozen=True)
 class Clone:
     """A temporary repository."""
@@ -69,7 +76,7 @@ class Clone:
         for name, value in values.items():
             section, key = name.split("__")
             head, body = text.split(f"\n{section}:", 1) if not text.startswith(f"{section}:") else ("", text)
-            body, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {json.dumps(value)}", body, count=1)
+            body, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {_yaml(value)}", body, count=1)
             assert count == 1, name
             text = f"{head}\n{section}:{body}" if head else body
         path.write_text(text)
