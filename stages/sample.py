@@ -39,7 +39,8 @@ def main(stage: Stage) -> None:
         for part, images in zip(parts, progress(batches, steps, "sample", "batch"), strict=True):
             writer.append(images.numpy(), part.numpy())
         writer.close({"snapshot_sha256": sha256_file(path), "training": provenance, "sample": values})
-    say(f"sample: {p.count} images of {path} (kimg {metadata['kimg']:g}), psi {p.truncation_psi:g}")
+    kimg = "unknown" if metadata["kimg"] is None else f"{metadata['kimg']:g}"  # of an imported snapshot
+    say(f"sample: {p.count} images of {path} (kimg {kimg}), psi {p.truncation_psi:g}")
 
     pictures, classes = stage.path("results/samples"), G.c_dim
     seed = derive_seed(p.seed, "pictures")
