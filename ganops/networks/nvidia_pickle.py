@@ -273,14 +273,8 @@ class _Machine:
             case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8":
                 header = {"SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9}[name]
                 stack.append(Blob(place + header, len(argument)))
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_SET":
-                stack.append(Opaque())
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}, "EMPTY_SET": Opaque()}[name])
             case "MARK":
                 self.marks.append(len(stack))
             case "TUPLE":
