@@ -17,6 +17,10 @@ class WeightsError(GanopsError):
     """A feature extractor's or a snapshot's weights are missing or not what they should be."""
 
 
+class ExportError(GanopsError):
+    """A snapshot cannot be written for other programs, or what was written gives other images."""
+
+
 class OpsError(GanopsError):
     """The CUDA kernels cannot be built or loaded."""
 

@@ -1,0 +1,42 @@
+"""A snapshot for other programs: `python -m stages.export SNAPSHOT.safetensors TARGET`.
+
+TARGET.pt is TorchScript, TARGET.onnx is ONNX, TARGET.safetensors a checked copy. What was written is run and compared
+with the snapshot's images before it replaces anything.
+"""
+
+import sys
+from pathlib import Path
+
+from ganops.entry import say
+from ganops.errors import ExportError, GanopsError
+from ganops.files import format_bytes
+from ganops.networks.export import export_snapshot
+
+
+def main(source: Path, target: Path) -> None:
+    """Writes TARGET, whole or not at all."""
+    if target.is_dir() or not target.parent.is_dir() or (target.exists() and target.samefile(source)):
+        raise ExportError(f"{target}: no place for a file. Name another one, in a folder that exists.")
+    error = export_snapshot(source, target)
+    size = format_bytes(target.stat().st_size)
+    if error is None:
+        say(
+            f"export: {target}, {size}. NOT VERIFIED: onnxruntime is not installed; the model's structure was checked only"
+        )
+    else:
+        say(
+            f"export: {target}, {size}, run and compared with {source}: largest difference {error:.2g} of the largest pixel"
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.export SNAPSHOT.safetensors TARGET.pt | TARGET.onnx | TARGET.safetensors")
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except KeyboardInterrupt:
+        sys.exit("export: interrupted")
+    except (GanopsError, OSError) as error:
+        sys.exit(f"export: {error}")
+    except MemoryError:
+        sys.exit("export: out of memory. Close other programs.")
