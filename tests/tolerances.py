@@ -71,6 +71,7 @@ TOLERANCES: dict[str, float] = {
     # Eigenvectors of a product of matrices against singular vectors of the matrix, float64; measured 8e-15.
     "eigenvectors_float64": 1e-10,
     # Exported networks run by TorchScript and onnxruntime: other orders of sums; measured up to 1e-6.
+    # Exported networks run by TorchScript and onnxruntime: other orders of sums; measured up to 7e-7.
     "exported_float32": 1e-5,
     # Closed forms in float64; measured up to 2e-16.
     "closed_form_float64": 1e-12,
