@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ganops.errors import ExportError
 from ganops.files import atomic_path, copy_file, sha256_file
+from ganops.networks.families import AnyGenerator, lod_of
+from ganops.networks.growing import split_lod, upscale
 from ganops.networks.path_length import in_float32
 from ganops.networks.sampling import image_latents, one_hot
 from ganops.networks.snapshot import METADATA_KEY, load_snapshot
-from ganops.networks.stylegan2_generator import Generator
 from ganops.ops.upfirdn2d import upfirdn2d_plain
 from ganops.precision import full_float32
 
@@ -39,21 +40,21 @@ class _Images(nn.Module):
     Truncation is linear in psi, so psi can be an input, where `Generator.truncate` needs to know it.
     """
 
-    def __init__(self, G: Generator) -> None:
+    def __init__(self, G: AnyGenerator) -> None:
         super().__init__()
         self.G = G
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
         w = self.G.mapping(z, c)
         ws = torch.lerp(self.G.truncate(w, 0.0, None), self.G.truncate(w, 1.0, None), truncation_psi)
-        img: Tensor = self.G.synthesis(ws, "const", None)
-        return img
+        # In the middle of growing, images are smaller: as everywhere, they are shown at the full size.
+        return upscale(self.G.synthesis(ws, "const", None), 2 ** split_lod(lod_of(self.G))[0])
 
 
 class _Unconditional(nn.Module):
     """The same without c."""
 
-    def __init__(self, G: Generator) -> None:
+    def __init__(self, G: AnyGenerator) -> None:
         super().__init__()
         self.images = _Images(G)
 
@@ -102,7 +103,7 @@ def export_snapshot(source: Path, target: Path) -> float | None:
         return None if images is None else _largest_error(G, images, target)
 
 
-def _copy(G: Generator, source: Path, target: Path) -> float:
+def _copy(G: AnyGenerator, source: Path, target: Path) -> float:
     copy_file(source, target)
     weights = load_snapshot(target)[0].state_dict()
     if not all(torch.equal(tensor, weights[name]) for name, tensor in G.state_dict().items()):
@@ -110,7 +111,7 @@ def _copy(G: Generator, source: Path, target: Path) -> float:
     return 0.0
 
 
-def _write_torchscript(G: Generator, path: Path, text: str) -> Images:
+def _write_torchscript(G: AnyGenerator, path: Path, text: str) -> Images:
     module = _capture(G).module()
     aten = torch.ops.aten
     for node in list(module.graph.nodes):
@@ -132,7 +133,7 @@ def _write_torchscript(G: Generator, path: Path, text: str) -> Images:
     return lambda inputs: loaded(*inputs)
 
 
-def _write_onnx(G: Generator, path: Path, text: str) -> Images | None:
+def _write_onnx(G: AnyGenerator, path: Path, text: str) -> Images | None:
     """None if onnxruntime is not there to run it."""
     try:
         import onnx
@@ -169,7 +170,7 @@ def _write_onnx(G: Generator, path: Path, text: str) -> Images | None:
     return images
 
 
-def _capture(G: Generator) -> torch.export.ExportedProgram:
+def _capture(G: AnyGenerator) -> torch.export.ExportedProgram:
     """The generator as a graph of torch's own operations, for any batch size."""
     module: nn.Module = _Images(G) if G.c_dim else _Unconditional(G)
     N = torch.export.Dim("N", min=1)
@@ -207,12 +208,12 @@ def _upfirdn2d(
     return y[:, :channels]
 
 
-def _inputs(G: Generator, count: int, psi: float) -> list[Tensor]:
+def _inputs(G: AnyGenerator, count: int, psi: float) -> list[Tensor]:
     c = [one_hot(torch.arange(count) % G.c_dim, G.c_dim)] if G.c_dim else []
     return [image_latents(0, range(count), G.z_dim), *c, torch.tensor(psi)]
 
 
-def _largest_error(G: Generator, images: Images, target: Path) -> float:
+def _largest_error(G: AnyGenerator, images: Images, target: Path) -> float:
     errors = []
     for count, psi in CHECKED:
         z, *c, _ = inputs = _inputs(G, count, psi)
