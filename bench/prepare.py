@@ -32,6 +32,7 @@ def measure(source: Path, target: Path, workers: int) -> float:
         source=str(source),
         resolution=RESOLUTION,
         channels=3,
+        bits=8,
         labels="none",
         crop="none",
         resize_filter="lanczos",

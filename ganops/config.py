@@ -23,12 +23,14 @@ from ganops.config_tools import (
 from ganops.config_train import TrainParams
 from ganops.errors import ParamsError
 from ganops.protocols import MetricName, ProtocolName, conflict_of_metrics
+from ganops.shape import base_grid, height_width, nominal_resolution
 
 
 class PrepareParams(Section):
     source: Annotated[str, Field(min_length=1)]
-    resolution: Positive
-    channels: Literal[1, 3, 4]
+    resolution: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    channels: Positive
+    bits: Literal[8, 16]
     labels: Literal["none", "folders", "json", "csv"]
     crop: Literal["none", "center", "pad"]
     resize_filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -38,13 +40,21 @@ class PrepareParams(Section):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        if self.resolution < 8 or self.resolution & (self.resolution - 1):
-            near = max(8, 2 ** round(self.resolution).bit_length() // 2)
-            raise ValueError(
-                f"prepare.resolution={self.resolution} is not a power of two from 8 up. The networks start at 4x4 and "
-                f"double their size block by block, so no other size comes out; use {near} or {2 * near}."
-            )
+        try:
+            base_grid(*self.size)
+        except ValueError as error:
+            raise ValueError(f"prepare.resolution={self.resolution}: {error}") from None
         return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return height_width(self.resolution)
+
+    @property
+    def nominal(self) -> int:
+        """The size of a square whose networks have as many levels, px."""
+        return nominal_resolution(*self.size)
 
 
 class StatsParams(Section):
@@ -141,10 +151,12 @@ class Params(Section):
         conflict = conflict_of_metrics(self.model_dump())
         if conflict:
             raise ValueError(conflict)
+        nominal = nominal_resolution(*self.prepare.size)
         initial = self.train.lod_initial_resolution
-        if initial is not None and initial > self.prepare.resolution:
+        if initial is not None and initial > nominal:
             raise ValueError(
-                f"train.lod_initial_resolution={initial} is above prepare.resolution={self.prepare.resolution}. Lower it."
+                f"train.lod_initial_resolution={initial} is above prepare.resolution={self.prepare.resolution}"
+                f"{'' if self.prepare.size == (nominal, nominal) else f', nominally {nominal}'}. Lower it."
             )
         if initial is not None and self.run.compile != "none":
             raise ValueError(
@@ -158,16 +170,17 @@ class Params(Section):
                         f"sample.{key}={getattr(self.sample, key)}, but train.family=pggan has no w to truncate. "
                         f"Set sample.{key}: {value}."
                     )
-        blocks = self.prepare.resolution.bit_length() - 3
+        blocks = nominal.bit_length() - 3
         if self.train.D_freeze_blocks > blocks:
             raise ValueError(
                 f"train.D_freeze_blocks={self.train.D_freeze_blocks}, but D has {blocks} blocks at prepare.resolution="
                 f"{self.prepare.resolution}. Use 0 to {blocks}."
             )
-        if min(self.train.channel_base // self.prepare.resolution, self.train.channel_max) < 1:
+        if min(self.train.channel_base // nominal, self.train.channel_max) < 1:
             raise ValueError(
                 f"train.channel_base={self.train.channel_base} gives no channel at prepare.resolution="
-                f"{self.prepare.resolution} (a layer has channel_base / resolution of them). Raise it."
+                f"{self.prepare.resolution} (a layer has channel_base / resolution of them; for this shape that is "
+                f"{nominal}). Raise it."
             )
         return self
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ganops.shape import height_width
+
 # Of one feature pass over the samples; the last two need the generator itself.
 MetricName = Literal[
     "distance",
@@ -130,7 +132,7 @@ def conflict_of_metrics(params: Mapping[str, Mapping[str, Any]]) -> str | None:
     Args:
         params: section -> key -> value.
     """
-    prepare, stats, train, fid = (params[section] for section in ("prepare", "stats", "train", "fid"))
+    stats, train, fid = (params[section] for section in ("stats", "train", "fid"))
     extractor, reference = stats["extractor"], stats["reference"]
     built_in = extractor in EXTRACTORS
     near = difflib.get_close_matches(extractor.lower(), EXTRACTORS, n=1)
@@ -144,11 +146,6 @@ def conflict_of_metrics(params: Mapping[str, Mapping[str, Any]]) -> str | None:
         return (
             f"fid.protocol={fid['protocol']} does not fit stats.extractor={extractor}: legacy is a resize of "
             f"inception-2015, and images reach a TorchScript file as they are (none). Set fid.protocol: {expected}."
-        )
-    if prepare["channels"] == 4 and built_in:
-        return (
-            f"prepare.channels=4, but stats.extractor={extractor} sees no transparency. Set prepare.channels: 3 (laid on "
-            "prepare.background), or name a TorchScript file that takes 4 channels."
         )
     if Path(reference).resolve() == Path(SHARDS).resolve() and reference != SHARDS:
         return f"stats.reference={reference} is the training images. Write it as {SHARDS}."
@@ -179,7 +176,7 @@ def _conflict_of_list(
             f"{name} has inception_score, which takes ten parts of {count} images: too few. Use 100 or more "
             "(fid.num_fake, train.metric_images), or remove it."
         )
-    if extractor == "inception-2015" and params["prepare"]["resolution"] < 16 and paths:
+    if extractor == "inception-2015" and min(height_width(params["prepare"]["resolution"])) < 16 and paths:
         return f"{name} has {min(paths)}, which LPIPS measures from prepare.resolution=16 on. Remove it."
     of_classes = [metric for metric in OF_CLASSES if metric in listed]
     if of_classes and not (params["train"]["conditional"] and params["stats"]["reference"] == SHARDS):

@@ -6,7 +6,7 @@ params.yaml holds only a number, because the size of micro-batches changes resul
 from ganops.distributed import configure_numerics, select_device
 from ganops.entry import Stage, run_stage, say
 from ganops.errors import RunError
-from ganops.images.shards import read_index
+from ganops.images.shard_index import read_index
 from ganops.launch import ranks_per_node
 from ganops.training.memory import fits_into_memory, largest_that_fits, possible_sizes
 from ganops.training.state import initial_state
@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
             "a growing network has a micro-batch of its own for each resolution (train.batch_gpu_by_resolution): `train` "
             "tries them all before the first step and names the resolution that does not fit."
         )
-    state = initial_state(train, index.resolution, index.channels, index.num_classes, device)
+    state = initial_state(train, index.size, index.channels, index.num_classes, device)
     ranks = ranks_per_node(stage.params, train.batch_size) * run.nodes
     sizes = [size for size in possible_sizes(train) if size * ranks <= train.batch_size]
     best = largest_that_fits(sizes, fits_into_memory(state, train))

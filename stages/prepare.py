@@ -12,9 +12,8 @@ def main(stage: Stage) -> None:
     index = prepare(Path(params.source), target, params, stage.params.run.workers)
     if index is None:  # another rank than the first
         return
-    classes = f"{index.num_classes} classes" if index.class_names else "unlabelled"
-    shape = f"{index.resolution}x{index.resolution}x{index.channels}"
-    say(f"prepare: {index.num_images} images {shape}, {classes}, {len(index.shards)} shards in {target}")
+    classes = f"{index.num_classes} {index.label_kind}" if index.class_names else "unlabelled"
+    say(f"prepare: {index.num_images} images {index.describe()}, {classes}, {len(index.shards)} shards in {target}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ganops.config import Params
 from ganops.config_base import FEWEST
 from ganops.distributed import select_device
 from ganops.entry import say
 from ganops.errors import DataError
+from ganops.images.shard_index import LabelValues
 from ganops.images.shards import Shards
 from ganops.metrics.evaluate import Yardstick, evaluate
 from ganops.metrics.features import measure_features
@@ -56,9 +56,14 @@ def evaluate_images(source: Path, reference: Path, params: Params, root: Path) -
     _check_preset(params, real, len(images))
     digest, resolution, channels = describe_images(images)
     check_protocols(real.protocol, describe_protocol(extractor, p, resolution, channels), REMEDY)
-    labels: NDArray[np.int64] | None = None
+    labels: LabelValues | None = None
     names: tuple[str, ...] = ()
-    if isinstance(images, Shards) and images.index.num_classes and images.index.class_names == real.class_names:
+    if (
+        isinstance(images, Shards)
+        and images.index.num_classes
+        and images.index.class_names == real.class_names
+        and images.labels.ndim == real.labels.ndim
+    ):
         labels, names = images.labels, images.index.class_names
     lacking = [m for m in params.fid.metrics if m in OF_GENERATOR or (m in OF_CLASSES and labels is None)]
     if lacking:

@@ -10,7 +10,8 @@ from ganops.config import Params
 from ganops.distributed import select_device
 from ganops.entry import say
 from ganops.errors import DataError
-from ganops.images.shards import ShardIndex, open_shards
+from ganops.images.shard_index import ShardIndex
+from ganops.images.shards import open_shards
 from ganops.launch import rank
 from ganops.metrics.evaluate import Yardstick, draw_neighbours, evaluate
 from ganops.metrics.features import measure_features
@@ -54,7 +55,9 @@ def evaluate_samples(
     real = load_statistics(statistics)
     extractor = open_extractor(params, device, root)
     paths = [metric for metric in OF_GENERATOR if metric in params.fid.metrics]
-    perceptual = load_perceptual(p.extractor, device, root / "data" / "weights") if paths else None
+    perceptual = None
+    if paths:
+        perceptual = load_perceptual(p.extractor, device, root / "data" / "weights", params.prepare.background)
     fakes = open_shards(samples, verify=True)
     if len(fakes) < count:
         raise DataError(f"fid.num_fake={count}, but data/samples has {len(fakes)} images. Run `dvc repro sample`.")

@@ -85,7 +85,7 @@ def draw_directions(params: Params, snapshot: Path, folder: Path) -> None:
 
     ws = model.G.truncate(map_seeds(model, seeds, labels), p.truncation_psi, None)
     top = [f"{strength:+g}" if strength else "0" for strength in p.strengths]
-    left = [seed_caption(model, seed, int(label)) for seed, label in zip(seeds, labels, strict=True)]
+    left = [seed_caption(model, seed, label) for seed, label in zip(seeds, labels, strict=True)]
     for number in progress(range(p.count), p.count, "directions", "picture"):
         step = (tensors["directions"][number] * float(spread[number])).to(model.device)
         moved = move(ws, step, p.strengths, (first, last))

@@ -83,7 +83,7 @@ def _contact_sheet(
 ) -> NDArray[np.uint8]:
     shown = seeds[:SHEET_MOST]
     images = np.stack([_read(model, target / file_name(seed)) for seed in shown])
-    words = [seed_caption(model, seed, int(label)) for seed, label in zip(seeds, labels, strict=True)]
+    words = [seed_caption(model, seed, label) for seed, label in zip(seeds, labels, strict=True)]
     return caption_grid(images, min(columns, len(shown)), below=words[: len(shown)])
 
 
@@ -99,6 +99,6 @@ def _read(model: Model, path: Path) -> NDArray[np.uint8]:
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read ({error}). Remove it; the same command draws it again.") from None
     image = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    if image.dtype != np.uint8 or image.shape[0] != model.G.img_channels or image.shape[1] != model.G.resolution:
+    if image.dtype != np.uint8 or image.shape[1:] != model.G.size:
         raise DataError(f"{path} is another image than was written. Remove it; the same command draws it again.")
     return image

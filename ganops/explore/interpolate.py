@@ -152,7 +152,7 @@ def _sweep(model: Model, p: InterpolateParams) -> Film:
         t = position if position <= 1 else 2 - position  # and back
         return start + t * (end - start)
 
-    captions = [seed_caption(model, seed, int(label)) for seed, label in zip(seeds, labels, strict=True)]
+    captions = [seed_caption(model, seed, label) for seed, label in zip(seeds, labels, strict=True)]
     positions = frame_positions(2, p.frames, p.loop)
     columns = min(p.columns, len(seeds))
     return Film(

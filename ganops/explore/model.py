@@ -17,11 +17,13 @@ from ganops.distributed import configure_numerics, make_generator, select_device
 from ganops.errors import DataError, WeightsError
 from ganops.files import sha256_file
 from ganops.images.labels import first_ten
-from ganops.images.pixels import to_uint8
-from ganops.networks.families import AnyGenerator
+from ganops.images.pixels import for_eyes, to_uint8
+from ganops.networks.families import AnyGenerator, lod_of
+from ganops.networks.growing import split_lod, upscale
+from ganops.networks.law import LabelLaw, total_of
 from ganops.networks.layers import NoiseMode
-from ganops.networks.sampling import CPU, image_labels, image_latents, one_hot
-from ganops.networks.snapshot import load_snapshot
+from ganops.networks.sampling import CPU, encode_labels, image_labels, image_latents
+from ganops.networks.snapshot import load_law, load_snapshot
 from ganops.ops.kernels import choose_ops
 
 SEED = 0  # of the sample whose images the seeds of all tools count
@@ -38,7 +40,7 @@ class Model:
         G: on `device`, without gradients.
         device: where it computes.
         class_names: () for an unconditional G, or where they are not known.
-        class_counts: real images per class; likewise.
+        law: how often each label is among the real images; () likewise.
     """
 
     path: Path
@@ -46,7 +48,7 @@ class Model:
     G: AnyGenerator
     device: torch.device
     class_names: tuple[str, ...]
-    class_counts: tuple[int, ...]
+    law: LabelLaw
 
 
 def open_model(path: Path, run: RunParams, deterministic: bool | None = None) -> Model:
@@ -64,8 +66,9 @@ def open_model(path: Path, run: RunParams, deterministic: bool | None = None) ->
     configure_numerics(tf32=False, deterministic=run.deterministic if deterministic is None else deterministic)
     choose_ops(run.ops, device)
     G, metadata = load_snapshot(path)
-    names, counts = (tuple(metadata.get(key) or ()) if G.c_dim else () for key in ("class_names", "class_counts"))
-    return Model(path, sha256_file(path), G.to(device).eval().requires_grad_(False), device, names, counts)
+    names = tuple(metadata.get("class_names") or ()) if G.c_dim else ()
+    law = load_law(path) if metadata.get("class_counts") else ()
+    return Model(path, sha256_file(path), G.to(device).eval().requires_grad_(False), device, names, law)
 
 
 def find_label(model: Model, key: str, label: int | str | None) -> int | None:
@@ -92,7 +95,10 @@ def find_label(model: Model, key: str, label: int | str | None) -> int | None:
 
 
 def seed_labels(model: Model, key: str, label: int | str | None, seeds: Sequence[int]) -> Tensor:
-    """Classes of the images of `seeds`: [n] int64 on the CPU; `label`, or for None drawn as often as in the data.
+    """Labels of the images of `seeds`, on the CPU; `label`, or for None drawn as often as in the data.
+
+    Returns:
+        [n] int64 classes; or [n, c_dim] float32, label vectors of the data.
 
     Raises:
         DataError: as `find_label`; or nothing is known of how often the classes are.
@@ -100,9 +106,9 @@ def seed_labels(model: Model, key: str, label: int | str | None, seeds: Sequence
     number = find_label(model, key, label)
     if number is not None:
         return torch.full([len(seeds)], number)
-    if model.G.c_dim and len(model.class_counts) != model.G.c_dim:
+    if model.G.c_dim and not total_of(model.law):
         raise DataError(f"{model.path} does not say how often its classes are, so {key} must name one.")
-    return image_labels(SEED, seeds, model.class_counts)
+    return image_labels(SEED, seeds, model.law)
 
 
 def class_name(model: Model, label: int) -> str:
@@ -112,20 +118,23 @@ def class_name(model: Model, label: int) -> str:
     return model.class_names[label] if label < len(model.class_names) else str(label)
 
 
-def seed_caption(model: Model, seed: int, label: int) -> str:
-    """For captions: the seed, and the class if there are classes."""
-    return f"{seed}: {class_name(model, label)}" if model.G.c_dim else str(seed)
+def seed_caption(model: Model, seed: int, label: Tensor) -> str:
+    """For captions: the seed, and the class (or the attributes above 0.5 of a label vector) if there are labels."""
+    if not model.G.c_dim:
+        return str(seed)
+    numbers = (label > 0.5).nonzero()[:, 0].tolist() if label.ndim else [int(label)]
+    return f"{seed}: {'+'.join(class_name(model, number) for number in numbers)}"
 
 
 @torch.no_grad()
 def map_seeds(model: Model, seeds: Sequence[int], labels: Tensor) -> Tensor:
-    """w of the images of `seeds` with classes `labels` [n]: [n, w_dim] on the model's device, not truncated."""
+    """w of the images of `seeds` with `labels`, see `seed_labels`: [n, w_dim] on the model's device, not truncated."""
     return map_latents(model, image_latents(SEED, seeds, model.G.z_dim), labels)
 
 
 @torch.no_grad()
 def map_latents(model: Model, z: Tensor, labels: Tensor) -> Tensor:
-    """[n, z_dim], [n] int64 -> w [n, w_dim] on the model's device.
+    """[n, z_dim], labels of n -> w [n, w_dim] on the model's device.
 
     Raises:
         WeightsError: w is not finite.
@@ -133,7 +142,7 @@ def map_latents(model: Model, z: Tensor, labels: Tensor) -> Tensor:
     parts = []
     for start in range(0, len(z), MAPPING_BATCH):
         part = slice(start, start + MAPPING_BATCH)
-        c = one_hot(labels[part].to(model.device), model.G.c_dim)
+        c = encode_labels(labels[part].to(model.device), model.G.c_dim)
         parts.append(model.G.mapping(z[part].to(model.device), c))
     w = torch.cat(parts)
     if not bool(torch.isfinite(w).all()):
@@ -202,7 +211,7 @@ def synthesize(
         seeds: one per image; None unless the noise is random.
         batch_size: images at a time. Short batches are filled up, so an image does not depend on their number.
     Returns:
-        [n, C, H, W] on the CPU.
+        [n, 1, 3 or 4, H, W] on the CPU, as a PNG can show them.
     """
     parts = []
     for start in range(0, len(ws), batch_size):
@@ -213,5 +222,6 @@ def synthesize(
         if seeds is not None:
             numbers = [*seeds[start : start + batch_size], *[seeds[-1]] * missing]
             rng = [make_generator(model.device, SEED, "noise", number) for number in numbers]
-        parts.append(to_uint8(model.G.synthesis(padded, noise_mode, rng))[: len(part)].cpu().numpy())
-    return np.concatenate(parts)
+        img = upscale(model.G.synthesis(padded, noise_mode, rng), 2 ** split_lod(lod_of(model.G))[0])
+        parts.append(to_uint8(img)[: len(part)].cpu().numpy())
+    return for_eyes(np.concatenate(parts))

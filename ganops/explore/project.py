@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,8 +23,9 @@ from ganops.explore.model import Model, find_label, open_model, sample_w
 from ganops.explore.projection import COLUMNS, Projection, Start, strip_steps
 from ganops.explore.record import claim_folder
 from ganops.files import sha256_file, write_bytes, write_json
+from ganops.images.listing import BadImageError, read_file
 from ganops.images.pixels import make_grid, save_png, to_float
-from ganops.images.raw import BadImageError, Conversion, convert_image, read_file
+from ganops.images.raw import MODES, Conversion, convert_image
 from ganops.networks.path_length import in_float32
 from ganops.networks.snapshot import METADATA_KEY
 
@@ -82,17 +83,16 @@ def project_image(params: Params, snapshot: Path, image: Path, folder: Path, roo
 
 
 def read_target(path: Path, model: Model, prepare: PrepareParams) -> NDArray[np.uint8]:
-    """The image as stage `prepare` would make it for this model, the largest square of its middle: [C, H, W].
+    """The image as stage `prepare` would make it for this model, the largest part of its middle with that ratio: [C, H, W].
 
     Raises:
         DataError: it cannot be read, or the model makes images of channels that none has.
     """
     channels = model.G.img_channels
-    if channels not in (1, 3, 4):
-        raise DataError(f"{model.path} makes images of {channels} channels; only 1, 3 or 4 can be projected.")
+    if channels not in MODES:
+        raise DataError(f"{model.path} makes images of {channels} channels; only 1 to 4 can be projected.")
     background = (prepare.background[0], prepare.background[1], prepare.background[2])
-    mode = cast(Literal[1, 3, 4], channels)
-    conversion = Conversion(model.G.resolution, mode, "center", prepare.resize_filter, background)
+    conversion = Conversion(*model.G.size, channels, 8, "center", prepare.resize_filter, background)
     try:
         content = read_file(None, str(path))
         converted = convert_image(content, conversion)
@@ -105,8 +105,8 @@ def read_target(path: Path, model: Model, prepare: PrepareParams) -> NDArray[np.
         kinds = ("grey", "in colour") if is_grey else ("in colour", "grey")
         say(f"project: {path} is {kinds[0]}, the model's images are {kinds[1]}: converted")
     if converted.enlarged:
-        say(f"project: {path} is smaller than the model's {model.G.resolution} px: enlarged")
-    return converted.pixels
+        say(f"project: {path} is smaller than the model's images: enlarged")
+    return converted.pixels.astype(np.uint8, copy=False)  # of 8 bits
 
 
 def _start(w: Tensor) -> Start:

@@ -64,7 +64,7 @@ class Projection:
         }
         self.optimizer = torch.optim.Adam([self.w, *self.noises.values()], lr=p.learning_rate)
         self.rows = torch.zeros(0, len(COLUMNS), dtype=torch.float64)
-        self.pictures = torch.zeros(0, G.img_channels, G.resolution, G.resolution, dtype=torch.uint8)
+        self.pictures = torch.zeros(0, G.img_channels, *G.size, dtype=torch.uint8)
 
     def ws(self) -> Tensor:
         """[1, num_ws, w_dim] as it is now, without gradients."""

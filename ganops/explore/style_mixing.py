@@ -50,7 +50,7 @@ def draw_style_mixing(params: Params, snapshot: Path, picture: Path) -> None:
     images = synthesize(model, torch.cat(parts), "const", None, p.batch_size)
     images[0] = 255
     captions = [
-        [seed_caption(model, seed, int(label)) for seed, label in zip(kind, of_kind, strict=True)]
+        [seed_caption(model, seed, label) for seed, label in zip(kind, of_kind, strict=True)]
         for kind, of_kind in zip(seeds, labels, strict=True)
     ]
     save_png(picture, caption_grid(images, len(columns) + 1, top=["", *captions[1]], left=["", *captions[0]]))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ganops.distributed import derive_seed
+from ganops.images.pixels import as_tensor
 from ganops.images.shards import Shards
 
 AHEAD = 3  # batches that wait ready; more buys nothing
@@ -27,8 +28,8 @@ class Batch:
     """Images and their labels.
 
     Attributes:
-        images: [B, C, H, W] uint8, on the CPU.
-        labels: [B] int64; zeros if unlabelled.
+        images: [B, C, H, W] uint8, or int16 for 16 bits (see `pixels`).
+        labels: [B] int64, zeros if unlabelled; or [B, L] float32.
     """
 
     images: Tensor
@@ -110,7 +111,7 @@ def iterate_batches(
 def _gather_batches(shards: Shards, order: _Order, start: int, batch_size: int, part: range) -> Iterator[Batch]:
     while True:
         indices = order.take(start + part.start, len(part))
-        yield Batch(torch.from_numpy(shards.gather(indices)), torch.from_numpy(shards.labels[indices]))
+        yield Batch(as_tensor(shards.gather(indices)), torch.from_numpy(shards.labels[indices]))
         start += batch_size
 
 

@@ -5,7 +5,6 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +12,10 @@ from PIL import Image
 
 from ganops.entry import progress
 from ganops.errors import DataError
-from ganops.images.raw import (
-    ORIENTATION,
-    BadImageError,
-    Conversion,
-    Listing,
-    convert_image,
-    list_source,
-    open_zip,
-    read_file,
-)
+from ganops.images.decode import ORIENTATION, array_shape, is_array
+from ganops.images.listing import BadImageError, Listing, list_source, open_zip, read_file
+from ganops.images.raw import Conversion, convert_image
+from ganops.shape import size_name
 
 
 class FolderImages:
@@ -58,23 +51,26 @@ class FolderImages:
         return DataError(f"{self._source}: {self.names[index]} {error}. Replace or remove it.")
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """[C, H, W] uint8, upright; with transparent pixels on the background when there are fewer than 4 channels.
+        """[C, H, W] uint8, upright; with transparent pixels on the background when there are 1 or 3 channels.
+
+        Files of 16 bits come with 8, as shards of 16 bits reach a feature network too.
 
         Raises:
             DataError: the file cannot be read or decoded.
         """
         content = self._content(index)
         try:
-            return convert_image(content, self._conversion).pixels
+            pixels = convert_image(content, self._conversion).pixels
         except BadImageError as error:
             raise self._bad(index, error) from None
+        return pixels.astype(np.uint8, copy=False)
 
     def survey(self) -> tuple[str, int | str]:
         """Reads every file, without decoding; the first time only.
 
         Returns:
-            A hex sha256 over all names and contents; and the images' size: a number for squares, else "640x480", or
-            "mixed" if there are several.
+            A hex sha256 over all names and contents; and the images' size: a number for squares, else "480x640" (height x
+            width), or "mixed" if there are several.
         """
         if self._survey is not None:
             return self._survey
@@ -84,16 +80,18 @@ class FolderImages:
             total.update(f"{hashlib.sha256(content).hexdigest()} {self.names[index]}\n".encode())
             try:
                 sizes.add(_upright_size(content))
+            except BadImageError as error:
+                raise self._bad(index, error) from None
             except Exception as error:  # Pillow's readers raise almost anything for damaged files
                 raise self._bad(index, BadImageError(f"cannot be read ({error})")) from None
-        width, height = min(sizes)
-        size = width if width == height else f"{width}x{height}"
-        self._survey = total.hexdigest(), "mixed" if len(sizes) > 1 else size
+        self._survey = total.hexdigest(), "mixed" if len(sizes) > 1 else size_name(*sizes.pop())
         return self._survey
 
 
 def _upright_size(content: bytes) -> tuple[int, int]:
-    """Width and height as `convert_image` gives them, by the file's header."""
+    """Height and width as `convert_image` gives them, by the file's header."""
+    if is_array(content):
+        return array_shape(content)[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images, and of odd EXIF data: decoding has reported them
         with Image.open(io.BytesIO(content)) as file:
@@ -102,19 +100,19 @@ def _upright_size(content: bytes) -> tuple[int, int]:
                 lies = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
             except Exception:  # as in decoding: unreadable EXIF data turn nothing
                 lies = False
-    return (height, width) if lies else (width, height)
+    return (width, height) if lies else (height, width)
 
 
-def open_folder(source: Path, channels: Literal[1, 3, 4], background: Sequence[int]) -> FolderImages:
+def open_folder(source: Path, channels: int, background: Sequence[int]) -> FolderImages:
     """The images below a folder or in a zip.
 
     Args:
         source: where.
-        channels: 1 grey, 3 RGB, 4 RGBA; what every image is converted to.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; what every image is converted to. Or what all arrays have.
         background: RGB, 0-255, behind transparent pixels.
     Raises:
         DataError: there is nothing, or no image.
     """
     ground = (background[0], background[1], background[2])
-    conversion = Conversion(resolution=0, channels=channels, crop="none", resize_filter="nearest", background=ground)
+    conversion = Conversion(0, 0, channels, 8, "none", "nearest", ground)
     return FolderImages(source, list_source(source), conversion)

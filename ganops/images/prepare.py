@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 
 from ganops.config import PrepareParams
 from ganops.entry import PR_SET_PDEATHSIG, progress, say
 from ganops.errors import DataError
-from ganops.images.labels import LISTED, TABLES, Labels, first_ten, read_labels
-from ganops.images.raw import BadImageError, Conversion, Listing, convert_image, list_source, open_zip, read_file
-from ganops.images.shards import ShardIndex, ShardWriter
+from ganops.images.labels import LISTED, TABLES, Labels, first_ten, read_labels, same_label
+from ganops.images.listing import BadImageError, Listing, list_source, open_zip, read_file
+from ganops.images.raw import Conversion, convert_image
+from ganops.images.shard_index import Layout, Levels, ShardIndex
+from ganops.images.shards import ShardWriter
 from ganops.launch import local_world_size, rank, world_size
 
 CHUNK_BYTES = 1 << 22  # of pixels that a worker sends back at a time
@@ -89,11 +90,14 @@ def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> 
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{target} lies in prepare.source={source}. Keep the images in a folder of their own.")
     labels = read_labels(params.labels, listing.names, functools.partial(_read_table, source, listing))
+    layout = Layout(*params.size, params.channels, params.bits, labels.class_names, labels.multi_label)
     if rank() == 0:
-        _check_disk(target, len(listing.names), params)
+        _check_disk(target, len(listing.names), params.shard_images, layout)
     conversion = Conversion(
-        resolution=params.resolution,
+        height=layout.height,
+        width=layout.width,
         channels=params.channels,
+        bits=params.bits,
         crop=params.crop,
         resize_filter=params.resize_filter,
         background=(params.background[0], params.background[1], params.background[2]),
@@ -110,7 +114,14 @@ def prepare(source: Path, target: Path, params: PrepareParams, workers: int) -> 
     tally = _Tally()
     fail = params.on_bad_image == "fail"
     with ShardWriter(
-        target, params.shard_images, params.resolution, params.channels, labels.class_names, attributes
+        target,
+        params.shard_images,
+        layout.size,
+        params.channels,
+        labels.class_names,
+        attributes,
+        bits=params.bits,
+        multi_label=labels.multi_label,
     ) as writer:
         outcomes = _write_all(converted, writer, labels, tally, fail)
         for name, outcome in zip(listing.names, progress(outcomes, len(listing.names), "prepare", "img"), strict=True):
@@ -135,11 +146,11 @@ def _read_table(source: Path, listing: Listing, name: str) -> bytes | None:
             raise DataError(f"{source}/{name}: {error}.") from None
 
 
-def _check_disk(target: Path, count: int, params: PrepareParams) -> None:
+def _check_disk(target: Path, count: int, shard_images: int, layout: Layout) -> None:
     """The shards, and one more while it is built."""
-    image = params.channels * params.resolution**2 + 8
-    shards = -(-count // params.shard_images)
-    need = (count + min(count, params.shard_images)) * image + shards * SHARD_OVERHEAD
+    label_bytes = layout.label_dtype.itemsize * (layout.num_classes if layout.multi_label else 1)
+    shards = -(-count // shard_images)
+    need = (count + min(count, shard_images)) * (layout.image_bytes + label_bytes) + shards * SHARD_OVERHEAD
     existing = next(folder for folder in [target.absolute(), *target.absolute().parents] if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if need > free:
@@ -160,7 +171,7 @@ class _Converter:
         if self._archive is not None:
             self._archive.close()
 
-    def convert(self, locations: Sequence[str]) -> tuple[NDArray[np.uint8], list[_Outcome]]:
+    def convert(self, locations: Sequence[str]) -> tuple[Levels, list[_Outcome]]:
         """The usable images [n, C, H, W], and what became of each file."""
         pixels, outcomes = [], []
         for location in locations:
@@ -173,9 +184,10 @@ class _Converter:
             pixels.append(made.pixels)
             sha256 = hashlib.sha256(content).hexdigest()
             outcomes.append(_Outcome("", sha256, made.enlarged, made.several_frames, made.warnings))
-        side = self._conversion.resolution
-        shape = (len(pixels), self._conversion.channels, side, side)
-        return np.array(pixels, np.uint8).reshape(shape), outcomes
+        conversion = self._conversion
+        shape = (len(pixels), conversion.channels, conversion.height, conversion.width)
+        dtype: Any = np.uint8 if conversion.bits == 8 else np.uint16
+        return np.array(pixels, dtype).reshape(shape), outcomes
 
 
 _converter: _Converter | None = None  # of this worker process
@@ -191,16 +203,16 @@ def _start_worker(parent: int, source: Path, conversion: Conversion) -> None:
     _converter = _Converter(source, conversion)
 
 
-def _work(locations: Sequence[str]) -> tuple[NDArray[np.uint8], list[_Outcome]]:
+def _work(locations: Sequence[str]) -> tuple[Levels, list[_Outcome]]:
     assert _converter is not None
     return _converter.convert(locations)
 
 
 def _convert_all(
     source: Path, locations: Sequence[str], conversion: Conversion, workers: int
-) -> Iterator[tuple[NDArray[np.uint8], list[_Outcome]]]:
+) -> Iterator[tuple[Levels, list[_Outcome]]]:
     """Chunks in order, by several processes on every rank; all of them on rank 0, none on the others."""
-    image_bytes = conversion.channels * conversion.resolution**2
+    image_bytes = conversion.channels * conversion.height * conversion.width * conversion.bits // 8
     size = min(CHUNK_IMAGES, max(1, CHUNK_BYTES // image_bytes))
     chunks = [locations[start : start + size] for start in range(0, len(locations), size)]
     if world_size() == 1:
@@ -214,7 +226,7 @@ def _convert_all(
 
 def _convert_here(
     source: Path, chunks: Sequence[Sequence[str]], conversion: Conversion, workers: int
-) -> Iterator[tuple[NDArray[np.uint8], list[_Outcome]]]:
+) -> Iterator[tuple[Levels, list[_Outcome]]]:
     """Chunks in order, by several processes; by this one if there is too little to do for two."""
     workers = min(workers or max((os.cpu_count() or 1) // local_world_size(), 1), len(chunks))
     if workers <= 1:
@@ -231,7 +243,7 @@ def _convert_here(
         initializer=_start_worker,
         initargs=(os.getpid(), source.absolute(), conversion),
     )
-    pending: deque[Future[tuple[NDArray[np.uint8], list[_Outcome]]]] = deque()
+    pending: deque[Future[tuple[Levels, list[_Outcome]]]] = deque()
     try:
         for chunk in chunks:
             pending.append(pool.submit(_work, chunk))
@@ -248,7 +260,7 @@ def _convert_here(
 
 
 def _write_all(
-    converted: Iterator[tuple[NDArray[np.uint8], list[_Outcome]]],
+    converted: Iterator[tuple[Levels, list[_Outcome]]],
     writer: ShardWriter,
     labels: Labels,
     tally: _Tally,
@@ -283,9 +295,10 @@ def _check_skipped(
     if len(skipped) == len(names):
         raise DataError("\n  ".join([f"None of {len(names)} images can be used:", *lines]))
     lost = {name for name, _ in skipped}
-    left = {label for name, label in zip(names, labels.values.tolist(), strict=True) if name not in lost}
-    if labels.class_names and len(left) == 1:
-        head = f"Without these {len(skipped)} images only class {labels.class_names[left.pop()]} is left:"
+    left = np.array([place for place, name in enumerate(names) if name not in lost])
+    alike = same_label(labels, left) if labels.class_names else None
+    if alike is not None:
+        head = f"Without these {len(skipped)} images only class {alike} is left:"
         raise DataError("\n  ".join([head, *lines]))
 
 
@@ -315,12 +328,12 @@ def _say_summary(index: ShardIndex, tally: _Tally) -> None:
     total = index.num_images
     if index.class_names:
         counts = index.class_counts
-        say(f"{index.num_classes} classes, {min(counts)} to {max(counts)} images each (all in index.json)")
+        say(f"{index.num_classes} {index.label_kind}, {min(counts)} to {max(counts)} images each (all in index.json)")
         for name, count in list(zip(index.class_names, counts, strict=True))[:LISTED_CLASSES]:
             say(f"  {name}: {count}")
         empty = [name for name, count in zip(index.class_names, counts, strict=True) if not count]
         if empty:
-            say(f"{len(empty)} classes have no image: {first_ten(empty)}")
+            say(f"{len(empty)} {index.label_kind} have no image: {first_ten(empty)}")
     found = total + len(tally.skipped)
     for count, text in (
         (len(tally.skipped), f"of {found} images were skipped; index.json lists them with the reason"),

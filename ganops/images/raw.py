@@ -1,78 +1,33 @@
-"""Raw images: where they lie, and from a file's bytes to the pixels that are trained on.
+"""From a file's bytes to the pixels that are trained on: decoded, brought to the number of channels, cropped, resized.
 
-An image is a file whose extension Pillow knows (`readable_extensions`); hidden files and what operating systems
-leave behind are passed over, other files are listed as ignored. Folders that are links are followed when they lead
-outside the source; those that lead back into it would loop or count images twice, and are listed.
+`decode` says what becomes of the modes that Pillow reads. Then:
 
-What happens to the modes that Pillow reads, in this order:
-
-- 1 bit: 0 and 255. Palettes, YCbCr, HSV, CMYK (plain formula) and LAB (to sRGB) become RGB. Embedded colour profiles
-  are not applied, as everywhere in the field.
-- 16-bit grey: round(v / 257), so 65535 is 255. Integer grey of 32 bits is taken as 16-bit (PGM is, in Pillow) and
-  refused outside 0..65535; float grey is taken as 0..1 and refused outside: their range would be a guess. 16-bit
-  colour is cut to its high byte by Pillow itself.
-- Transparency (alpha, palette or key colour): with fewer than 4 channels the image is laid on `background` before it
-  is resized; with 4 it is resized premultiplied, so what is invisible does not bleed into edges.
+- Transparency (alpha, palette or key colour): with 1 or 3 channels the image is laid on `background` before it is
+  resized; with 2 or 4 it is resized premultiplied, so what is invisible does not bleed into edges.
 - Colour to grey: ITU-R 601 luma. Grey to colour: three times the same.
-- Of several frames the first counts.
+- `.npy` arrays must have exactly the channels that are asked for; with 2 and 4, the last one is alpha.
+- 8 bits: everything in Pillow's 8-bit arithmetic, channel by channel. uint16 arrays become round(v / 257) first.
+- 16 bits: grey files and `.npy` arrays only. Files of 8 bits become v * 257, so 255 is 65535; those of 16 bits are not
+  cut. Resized in float32, which holds every level exactly, and rounded to the nearest level once, at the end (bicubic
+  and lanczos overshoot: cut to 0..65535). An image that has the right size already keeps every level.
 """
 
-import io
-import os
 import warnings
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ganops.errors import DataError
-from ganops.images.labels import TABLES, first_ten, repeated
+from ganops.images.decode import MAX_PIXELS, decode_image, is_array, read_array, reason, to_8_bits
+from ganops.images.listing import BadImageError
+from ganops.images.shard_index import Levels
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Known to Pillow, but read through other programs (EPS) or not at all on their own (the others).
-NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for decompression bombs; also for the square that `pad` makes
-LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN", "@eaDir"}  # by operating systems
-MAX_FILE_BYTES = 1 << 31  # Pillow's largest allowed image takes less even with 64 bits per pixel
-ORIENTATION = 0x0112  # EXIF tag
-# EXIF 2.32, 4.6.4: how to turn what is stored for it to stand upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class BadImageError(Exception):
-    """This file cannot be used; the text is the reason, without the file's name."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What the source holds.
-
-    Attributes:
-        names: of the images, as paths below the source, sorted.
-        locations: where to read each: a path, or a zip entry's own name.
-        tables: possible label tables at the top, name to location.
-        ignored: names of files that are no images by extension.
-        links: linked folders that were not followed.
-    """
-
-    names: tuple[str, ...]
-    locations: tuple[str, ...]
-    tables: dict[str, str]
-    ignored: tuple[str, ...]
-    links: tuple[str, ...]
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+WITH_ALPHA = (2, 4)  # channels, of which the last is alpha; as in `pixels`, which imports torch
+PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+OPAQUE = 65535
 
 
 @dataclass(frozen=True)
@@ -80,15 +35,20 @@ class Conversion:
     """What is made of every image.
 
     Attributes:
-        resolution: height and width, px; 0 = as it is, of any shape.
-        channels: 1 grey, 3 RGB, 4 RGBA.
-        crop: none (must be square), center (largest centred square) or pad (to a square, with background).
+        height: px; 0 = height and width as they are.
+        width: px.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; or any other number, of arrays.
+        bits: 8 or 16 per channel.
+        crop: none (must have the ratio of height and width), center (the largest centred part of that ratio) or pad (to
+            that ratio, with background).
         resize_filter: Pillow's name for it.
         background: RGB, 0-255.
     """
 
-    resolution: int
-    channels: Literal[1, 3, 4]
+    height: int
+    width: int
+    channels: int
+    bits: Literal[8, 16]
     crop: Literal["none", "center", "pad"]
     resize_filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
     background: tuple[int, int, int]
@@ -99,150 +59,16 @@ class Converted:
     """An image as it is trained on, and what was noticed on the way.
 
     Attributes:
-        pixels: [C, H, W] uint8.
-        enlarged: the square that was resized was smaller than the resolution.
+        pixels: [C, H, W] uint8, or uint16 for 16 bits.
+        enlarged: what was resized was smaller than the result.
         several_frames: the file holds more frames than the first.
         warnings: Pillow's.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Levels
     enlarged: bool
     several_frames: bool
     warnings: tuple[str, ...]
-
-
-def readable_formats() -> tuple[str, ...]:
-    """The formats that Pillow reads here without other programs, sorted."""
-    Image.init()
-    return tuple(sorted(set(Image.OPEN) - NO_IMAGES))
-
-
-def readable_extensions() -> frozenset[str]:
-    """Their file extensions, lower case, with the dot."""
-    formats = readable_formats()
-    return frozenset(ext.lower() for ext, kind in Image.registered_extensions().items() if kind in formats)
-
-
-def list_source(source: Path) -> Listing:
-    """Finds all images; reads none.
-
-    Raises:
-        DataError: the source is missing, unreadable, encrypted or without images, or names stand twice.
-    """
-    if source.is_dir():
-        links: list[str] = []
-        stat = source.stat()
-        found = sorted(_walk(source, source.resolve(), "", frozenset({(stat.st_dev, stat.st_ino)}), links))
-    elif source.is_file():
-        links = []
-        found = sorted(_list_zip(source))
-    else:
-        raise DataError(f"{source} not found (looked in {Path.cwd()}). Give a folder or a zip of images.")
-    extensions = readable_extensions()
-    images = [(name, place) for name, place in found if PurePosixPath(name).suffix.lower() in extensions]
-    ignored = [name for name, _ in found if PurePosixPath(name).suffix.lower() not in extensions]
-    if not images:
-        others = f"; it has other files: {first_ten(ignored)}" if ignored else ""
-        raise DataError(f"{source} has no images{others}. Images are told by their file extension.")
-    twice = repeated(name for name, _ in images)
-    if twice:
-        raise DataError(f"{source}: names that stand more than once: {first_ten(twice)}. Keep one file of each.")
-    return Listing(
-        names=tuple(name for name, _ in images),
-        locations=tuple(place for _, place in images),
-        tables={name: place for name, place in found if name in TABLES.values()},
-        ignored=tuple(ignored),
-        links=tuple(links),
-    )
-
-
-def _is_hidden(part: str) -> bool:
-    return (part.startswith(".") and part != "..") or part in LEFT_BEHIND
-
-
-def _shown(name: str) -> str:
-    """File names may be any bytes; what is not UTF-8 is written as \\xNN."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _walk(
-    folder: Path, root: Path, prefix: str, above: frozenset[tuple[int, int]], links: list[str]
-) -> Iterator[tuple[str, str]]:
-    """Names and paths of all files below `folder`. `above`: device and inode of the folders on the way down."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot list this folder ({error.strerror}).") from None
-    for entry in entries:
-        name = prefix + _shown(entry.name)
-        path = Path(entry.path)
-        if _is_hidden(entry.name):
-            continue
-        if not path.is_dir():
-            # Pipes and devices would block; a link to nothing is told later, with its reason.
-            if path.is_file() or path.is_symlink():
-                yield name, entry.path
-            continue
-        stat = path.stat()
-        here = (stat.st_dev, stat.st_ino)
-        real = path.resolve()
-        if here in above or (path.is_symlink() and (real.is_relative_to(root) or root.is_relative_to(real))):
-            links.append(name)
-            continue
-        yield from _walk(path, root, f"{name}/", above | {here}, links)
-
-
-def _list_zip(source: Path) -> Iterator[tuple[str, str]]:
-    with open_zip(source) as archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
-            parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".")]
-            if any(_is_hidden(part) for part in parts):
-                continue
-            if info.flag_bits & 1:
-                raise DataError(
-                    f"{source} is encrypted ({info.filename}). Unpack it, or make a zip without a password."
-                )
-            yield _shown("/".join(parts)), info.filename
-
-
-def open_zip(source: Path) -> zipfile.ZipFile:
-    """The zip, for `read_file`.
-
-    Raises:
-        DataError: it is none, or is damaged.
-    """
-    try:
-        return zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise DataError(
-            f"{source} is a file, but not a whole zip ({error}). Give a folder or a zip of images."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{source}: cannot open ({error.strerror}).") from None
-
-
-def read_file(archive: zipfile.ZipFile | None, location: str) -> bytes:
-    """The content of one file.
-
-    Args:
-        archive: the source if that is a zip.
-        location: from a `Listing`.
-    Raises:
-        BadImageError: it cannot be read, or is too large.
-    """
-    try:
-        size = Path(location).stat().st_size if archive is None else archive.getinfo(location).file_size
-        if size > MAX_FILE_BYTES:
-            raise BadImageError(f"has {size} bytes, more than the {MAX_FILE_BYTES} that are read")
-        return Path(location).read_bytes() if archive is None else archive.read(location)
-    except (BadImageError, MemoryError):
-        raise
-    except OSError as error:
-        raise BadImageError(f"cannot open ({error.strerror or error})") from None
-    except Exception as error:  # each compression of a damaged zip raises its own kind
-        raise BadImageError(f"cannot read from the zip ({error})") from None
 
 
 def convert_image(content: bytes, conversion: Conversion) -> Converted:
@@ -256,16 +82,16 @@ def convert_image(content: bytes, conversion: Conversion) -> Converted:
     """
     if not content:
         raise BadImageError("the file is empty")
+    several_frames = False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with Image.open(io.BytesIO(content), formats=readable_formats()) as file:
-                file.load()
-                image = _upright(_decode(file, _key_colour(file, content)), file)
-                several_frames = _has_second_frame(file)
-            image = _flatten(image, conversion)
-            square = _crop(image, conversion)
-            pixels = np.asarray(_resize(square, conversion))
+            if is_array(content):
+                image = _of_array(read_array(content), conversion)
+            else:
+                decoded, several_frames = decode_image(content, conversion.bits)
+                image = _of_file(decoded, conversion)
+            pixels, enlarged = _fit(image, conversion)
         except (BadImageError, MemoryError):
             raise
         except Image.DecompressionBombError:
@@ -273,123 +99,151 @@ def convert_image(content: bytes, conversion: Conversion) -> Converted:
         except UnidentifiedImageError:
             raise BadImageError("cannot decode (no image format that Pillow reads)") from None
         except Exception as error:  # Pillow's decoders raise almost anything for damaged files
-            raise BadImageError(f"cannot decode ({_reason(error)})") from None
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
+            raise BadImageError(f"cannot decode ({reason(error)})") from None
     return Converted(
         pixels=np.ascontiguousarray(pixels.transpose(2, 0, 1)),
-        enlarged=square.width < conversion.resolution,
+        enlarged=enlarged,
         several_frames=several_frames,
         warnings=tuple(" ".join(str(warning.message).split()) for warning in caught),
     )
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "truncated" in text.lower() or isinstance(error, EOFError):
-        return "file ends early"
-    return text or type(error).__name__
+def _of_array(levels: Levels, conversion: Conversion) -> Image.Image | Levels:
+    """An image in 8 bits of 1 to 4 channels, which takes the way of all files; else levels [H, W, C]."""
+    height, width, channels = levels.shape
+    if channels != conversion.channels:
+        raise BadImageError(
+            f"is an array of {width}x{height} pixels with {channels} channels, but prepare.channels={conversion.channels}; "
+            "arrays must have exactly as many"
+        )
+    if conversion.bits == 16:
+        return levels.astype(np.uint16) * 257 if levels.dtype == np.uint8 else levels
+    levels = to_8_bits(levels) if levels.dtype == np.uint16 else levels
+    return Image.fromarray(np.squeeze(levels, axis=2) if channels == 1 else levels) if channels in MODES else levels
 
 
-def _has_second_frame(file: Image.Image) -> bool:
-    try:
-        file.seek(1)
-    except Exception:  # damaged later frames do not matter: only the first is used
-        return False
-    return True
+def _of_file(decoded: Image.Image | NDArray[np.uint16], conversion: Conversion) -> Image.Image | Levels:
+    """With the channels of the result, on the background if there is no place for transparency."""
+    channels = conversion.channels
+    if channels not in MODES or (conversion.bits == 16 and channels != 1):
+        asked = f"prepare.channels={channels}, prepare.bits={conversion.bits}"
+        raise BadImageError(f"cannot give {asked}: only .npy arrays hold such images (16 bits also grey files)")
+    if not isinstance(decoded, Image.Image):
+        return _flatten_levels(decoded, conversion)
+    if decoded.mode == "RGBA" and channels not in WITH_ALPHA:
+        ground = Image.new("RGBA", decoded.size, (*conversion.background, 255))
+        decoded = Image.alpha_composite(ground, decoded).convert("RGB")
+    image = decoded.convert(MODES[channels])
+    return np.asarray(image)[:, :, None].astype(np.uint16) * 257 if conversion.bits == 16 else image
 
 
-def _upright(image: Image.Image, file: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation. TIFFs are turned by Pillow when they are loaded, and have none afterwards."""
-    try:
-        turn = UPRIGHT.get(file.getexif().get(ORIENTATION, 1))  # values outside 1-8 are nonsense of broken writers
-    except Exception as error:  # anything, as in decoding; but the pixels are good, so this is no reason to refuse
-        warnings.warn(f"EXIF data cannot be read, orientation unknown ({_reason(error)})", stacklevel=1)
-        return image
-    return image if turn is None else image.transpose(turn)
+def _flatten_levels(levels: NDArray[np.uint16], conversion: Conversion) -> NDArray[np.uint16]:
+    """16-bit grey [H, W] or [H, W, 2], whose transparent pixels become background, to [H, W, 1]."""
+    if levels.ndim == 2:
+        return levels[:, :, None]
+    ground = _background(1, conversion)[0]
+    return np.where(levels[:, :, 1:] == OPAQUE, levels[:, :, :1], ground).astype(np.uint16)
 
 
-def _key_colour(file: Image.Image, content: bytes) -> Any:
-    """Which value is transparent, if any, on the scale of the loaded pixels.
-
-    Pillow leaves a PNG's key as the file has it, also where it spreads pixels of 2 and 4 bits over 0-255 and cuts
-    those of 16-bit colour to their high byte.
-    """
-    key = file.info.get("transparency")
-    if file.format == "PNG" and file.mode == "L" and isinstance(key, int):
-        key = key * 255 // (2 ** min(8, content[24]) - 1)  # byte 24 of a PNG is its bit depth
-    elif file.format == "PNG" and file.mode == "RGB" and isinstance(key, tuple) and content[24] == 16:
-        key = tuple(value >> 8 for value in key)
-    return key
+def _background(channels: int, conversion: Conversion) -> list[int]:
+    """What stands beside padded images: the background, opaque; 0 in channels that are not colours."""
+    colour = Image.new("RGB", (1, 1), conversion.background).convert(MODES.get(channels, "RGB")).getpixel((0, 0))
+    levels = list(colour) if isinstance(colour, tuple) else [colour or 0]
+    levels += [0] * (channels - len(levels))
+    return [int(level) * (257 if conversion.bits == 16 else 1) for level in levels]
 
 
-def _decode(file: Image.Image, key: Any) -> Image.Image:
-    """The first frame as L, RGB or, if anything may be transparent, RGBA."""
-    if key is not None:
-        file.info["transparency"] = key
-    image: Image.Image
-    if file.mode.startswith("I;16"):
-        values = np.asarray(file).astype(np.uint32)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        if key is not None:
-            image = image.convert("RGBA")
-            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-    elif file.mode == "I":
-        values = np.asarray(file)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadImageError(
-                f"has 32-bit integers from {values.min()} to {values.max()}, expected 0 to 65535; save it with 16 bits"
-            )
-        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif file.mode == "F":
-        floats = np.asarray(file).astype(np.float64)
-        if not (floats.min() >= 0 and floats.max() <= 1):  # also refuses NaN
-            raise BadImageError(f"has floats from {floats.min():g} to {floats.max():g}, expected 0 to 1")
-        image = Image.fromarray(np.floor(floats * 255 + 0.5).astype(np.uint8))
-    elif file.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        turned = ImageCms.profileToProfile(file, *profiles, outputMode="RGB")
-        assert turned is not None  # it is only None when done in place
-        image = turned
-    elif file.has_transparency_data:
-        image = file.convert("RGBA")
-    else:
-        image = file.convert("L" if file.mode in ("1", "L") else "RGB")
-    return image
-
-
-def _flatten(image: Image.Image, conversion: Conversion) -> Image.Image:
-    """To the mode of the result."""
-    if image.mode == "RGBA" and conversion.channels < 4:
-        ground = Image.new("RGBA", image.size, (*conversion.background, 255))
-        image = Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert(MODES[conversion.channels])
-
-
-def _crop(image: Image.Image, conversion: Conversion) -> Image.Image:
-    width, height = image.size
-    if width == height or not conversion.resolution:
-        return image
+def _window(width: int, height: int, conversion: Conversion) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what is resized; with `pad` it reaches beyond the image."""
+    wide, high = width * conversion.height, height * conversion.width
+    if wide == high or not conversion.height:
+        return 0, 0, width, height
     if conversion.crop == "none":
-        raise BadImageError(f"is {width}x{height}, not square, and prepare.crop=none; center or pad make squares")
+        square = conversion.width == conversion.height
+        asked = "square" if square else f"of the ratio {conversion.width}:{conversion.height} (width:height)"
+        raise BadImageError(
+            f"is {width}x{height}, not {asked}, and prepare.crop=none; center or pad make it {'square' if square else 'so'}"
+        )
+    new_width, new_height = width, height
+    if (wide > high) == (conversion.crop == "center"):  # the height decides: less is kept of the width, or more added
+        new_width = _scaled(height, conversion.width, conversion.height, conversion.crop)
+    else:
+        new_height = _scaled(width, conversion.height, conversion.width, conversion.crop)
+    if new_width * new_height > MAX_PIXELS:
+        raise BadImageError(f"is {width}x{height}; padded it has more than {MAX_PIXELS} pixels")
+    if conversion.crop == "pad":
+        return -((new_width - width) // 2), -((new_height - height) // 2), new_width, new_height
+    return (width - new_width) // 2, (height - new_height) // 2, new_width, new_height
+
+
+def _scaled(side: int, numerator: int, denominator: int, crop: str) -> int:
+    """The other side: rounded to the nearest px for a part of the image, up for what must hold all of it."""
+    product = side * numerator
+    return -(-product // denominator) if crop == "pad" else max((2 * product + denominator) // (2 * denominator), 1)
+
+
+def _fit(image: Image.Image | Levels, conversion: Conversion) -> tuple[Levels, bool]:
+    """Cropped or padded, then resized: [H, W, C]; and whether it was enlarged."""
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    window = _window(width, height, conversion)
+    enlarged = window[2] < conversion.width or window[3] < conversion.height
+    size = (conversion.width, conversion.height) if conversion.height else window[2:]
+    resample = Image.Resampling[conversion.resize_filter.upper()]
+    if not isinstance(image, Image.Image):
+        return _resize_levels(_cut_levels(image, window, conversion), size, resample), enlarged
+    pixels = np.asarray(_resize(_cut(image, window, conversion), size, resample))
+    return (pixels[:, :, None] if pixels.ndim == 2 else pixels), enlarged
+
+
+def _cut(image: Image.Image, window: tuple[int, int, int, int], conversion: Conversion) -> Image.Image:
+    left, top, width, height = window
+    if (left, top) == (0, 0) and image.size == (width, height):
+        return image
     if conversion.crop == "center":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    side = max(width, height)
-    if side * side > MAX_PIXELS:
-        raise BadImageError(f"is {width}x{height}; padded to a square it has more than {MAX_PIXELS} pixels")
-    ground = Image.new("RGB", (side, side), conversion.background).convert(image.mode)
-    ground.paste(image, ((side - width) // 2, (side - height) // 2))
+        return image.crop((left, top, left + width, top + height))
+    ground = Image.new("RGB", (width, height), conversion.background).convert(image.mode)
+    ground.paste(image, (-left, -top))
     return ground
 
 
-def _resize(square: Image.Image, conversion: Conversion) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """No step for images of the right size; no `reducing_gap`, which trades exactness for speed."""
-    size = (conversion.resolution, conversion.resolution)
-    if square.size == size or not conversion.resolution:
-        return square
-    resample = Image.Resampling[conversion.resize_filter.upper()]
-    if square.mode == "RGBA" and resample != Image.Resampling.NEAREST:
-        return square.convert("RGBa").resize(size, resample).convert("RGBA")
-    return square.resize(size, resample)
+    if image.size == size:
+        return image
+    if image.mode in PREMULTIPLIED and resample != Image.Resampling.NEAREST:
+        return image.convert(PREMULTIPLIED[image.mode]).resize(size, resample).convert(image.mode)
+    return image.resize(size, resample)
+
+
+def _cut_levels(levels: Levels, window: tuple[int, int, int, int], conversion: Conversion) -> Levels:
+    """`_cut` for arrays [H, W, C]."""
+    left, top, width, height = window
+    if conversion.crop != "pad":
+        return levels[top : top + height, left : left + width]
+    channels = levels.shape[2]
+    ground = np.empty((height, width, channels), levels.dtype)
+    ground[:] = _background(channels, conversion)
+    ground[-top : levels.shape[0] - top, -left : levels.shape[1] - left] = levels
+    return ground
+
+
+def _resize_levels(levels: Levels, size: tuple[int, int], resample: Image.Resampling) -> Levels:
+    """`_resize` for arrays [H, W, C]: uint8 as Pillow's L, uint16 as floats."""
+    if levels.shape[1::-1] == size:
+        return levels
+    if levels.dtype == np.uint8:  # more than 4 channels: none of them is alpha
+        return np.stack([np.asarray(Image.fromarray(band).resize(size, resample)) for band in _bands(levels)], axis=2)
+    values = levels.astype(np.float32)
+    premultiplied = values.shape[2] in WITH_ALPHA and resample != Image.Resampling.NEAREST
+    if premultiplied:
+        values[:, :, :-1] *= values[:, :, -1:] / OPAQUE
+    values = np.stack([np.asarray(Image.fromarray(band).resize(size, resample)) for band in _bands(values)], axis=2)
+    if premultiplied:  # where alpha rounds to 0, colour means nothing
+        values[:, :, :-1] /= np.maximum(values[:, :, -1:], 0.5) / OPAQUE
+    rounded: NDArray[np.uint16] = np.clip(np.floor(values + 0.5), 0, OPAQUE).astype(np.uint16)
+    return rounded
+
+
+def _bands(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """Channel by channel [H, W], contiguous."""
+    return [np.ascontiguousarray(values[:, :, channel]) for channel in range(values.shape[2])]

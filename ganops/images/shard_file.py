@@ -1,7 +1,7 @@
 """One HDF5 file of the image store: written once, then mapped into memory.
 
-`images` is contiguous, uint8 [N, C, H, W], page-aligned and allocated early, so its bytes lie in one piece at a known
-offset; `labels` is int64 [N].
+`images` is contiguous, uint8 or uint16 [N, C, H, W], page-aligned and allocated early, so its bytes lie in one piece at a
+known offset; `labels` is int64 [N] or float32 [N, L]. All of it is little-endian.
 """
 
 import io
@@ -10,25 +10,24 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from ganops.errors import DataError
+from ganops.images.shard_index import LabelValues, Layout, Levels
 
 PAGE_BYTES = 4096
 COPY_BYTES = 1 << 24  # written at a time
 # Fixed, so that the bytes do not follow h5py's version; from 1.10 on attributes (class names) may exceed 64 KiB.
 LIBVER = ("v110", "v110")
+KINDS = {"u1": h5py.h5t.STD_U8LE, "u2": h5py.h5t.STD_U16LE, "i8": h5py.h5t.STD_I64LE, "f4": h5py.h5t.IEEE_F32LE}
 
 
-def write_shard(
-    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], attributes: dict[str, str | int]
-) -> None:
+def write_shard(path: Path, images: Levels, labels: LabelValues, attributes: dict[str, str | int]) -> None:
     """Writes one file; the same content gives the same bytes.
 
     Args:
         path: the file.
-        images: [N, C, H, W] uint8, contiguous; may be a memory map.
-        labels: [N] int64.
+        images: [N, C, H, W] uint8 or uint16, contiguous; may be a memory map.
+        labels: [N] int64 or [N, L] float32.
         attributes: of the file.
     Raises:
         OSError: the disk is full or fails; the file is then worthless.
@@ -40,14 +39,14 @@ def write_shard(
     ):
         for name, value in attributes.items():
             file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
-        for key, array, kind in (("images", images, h5py.h5t.STD_U8LE), ("labels", labels, h5py.h5t.STD_I64LE)):
+        for key, array in (("images", images), ("labels", labels)):
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_layout(h5py.h5d.CONTIGUOUS)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             layout.set_obj_track_times(False)
             space = h5py.h5s.create_simple(array.shape)
-            dataset = h5py.Dataset(h5py.h5d.create(file.id, key.encode(), kind, space, layout))
+            dataset = h5py.Dataset(h5py.h5d.create(file.id, key.encode(), KINDS[array.dtype.str[1:]], space, layout))
             step = max(1, COPY_BYTES // array[0].nbytes)
             for start in range(0, len(array), step):
                 dataset[start : start + step] = array[start : start + step]
@@ -92,20 +91,23 @@ class _PatientFile(io.RawIOBase):
         """Nothing waits: the file has no buffer."""
 
 
-def open_shard(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The memory-mapped images and the labels of one file; h5py's handle is closed again."""
+def open_shard(path: Path, count: int, layout: Layout) -> tuple[Levels, LabelValues]:
+    """The memory-mapped images and the labels of one file of `count` images; h5py's handle is closed again."""
+    shape, label_shape = (count, *layout.image_shape), (count, *layout.label_shape)
+    dtype, label_dtype = layout.image_dtype, layout.label_dtype
     try:
         with h5py.File(path, "r") as file:
             images, labels = file["images"], file["labels"]
-            if (images.shape, labels.shape) != (shape, shape[:1]) or (images.dtype, labels.dtype) != ("u1", "<i8"):
+            found = images.shape, labels.shape, images.dtype, labels.dtype
+            if found != (shape, label_shape, dtype, label_dtype):
                 raise DataError(
                     f"{path}: holds {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}, "
-                    f"but index.json says uint8 {shape}. Write {path.parent} again."
+                    f"but index.json says {dtype} {shape} and {label_dtype} {label_shape}. Write {path.parent} again."
                 )
             offset = images.id.get_offset()
             label_values = labels[:]
     except (OSError, KeyError) as error:
         raise DataError(f"{path}: not a whole shard ({error}). Write {path.parent} again.") from None
-    if offset is None or offset + int(np.prod(shape)) > path.stat().st_size:
+    if offset is None or offset + count * layout.image_bytes > path.stat().st_size:
         raise DataError(f"{path}: its images do not lie in one piece. Write {path.parent} again.")
-    return np.asarray(np.memmap(path, np.uint8, "r", offset, shape)), label_values  # slices faster than a memmap
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape)), label_values  # slices faster than a memmap

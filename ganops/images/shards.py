@@ -1,20 +1,20 @@
 """The image store: HDF5 shards that are written once and read through memory maps, and their index.json.
 
-`images` is contiguous, uint8 [N, C, H, W], page-aligned and allocated early, so its bytes lie in one piece at a
-known offset: a batch is a gather from a memory map, with no HDF5 call, chunk cache or lock on the way. Same images,
-labels and attributes give the same bytes, however the appends were cut.
+`images` is contiguous, uint8 or uint16 [N, C, H, W], page-aligned and allocated early, so its bytes lie in one piece at
+a known offset: a batch is a gather from a memory map, with no HDF5 call, chunk cache or lock on the way. `labels` are
+classes, int64 [N], or vectors, float32 [N, L]. Same images, labels and attributes give the same bytes, however the
+appends were cut.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,59 +23,21 @@ from ganops.entry import progress
 from ganops.errors import DataError
 from ganops.files import atomic_path, remove_temporaries, sha256_file, write_json
 from ganops.images.shard_file import open_shard, write_shard
+from ganops.images.shard_index import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    LabelValues,
+    Layout,
+    Levels,
+    Shard,
+    ShardIndex,
+    read_index,
+    shards_digest,
+)
 from ganops.launch import rank, world_size
+from ganops.shape import Resolution, height_width
 
-FORMAT_VERSION = 1
-INDEX_NAME = "index.json"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of the store.
-
-    Attributes:
-        name: its file name, e.g. "00000.h5".
-        count: its images.
-        sha256: hex, of the whole file.
-    """
-
-    name: str
-    count: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """What index.json says.
-
-    Attributes:
-        resolution: height and width of the images, px.
-        channels: 1 grey, 3 RGB, 4 RGBA.
-        class_names: empty if unlabelled.
-        class_counts: images per class, in the order of `class_names`.
-        digest: hex sha256 over the shards' sha256 in order: "the data digest".
-        source: what the writer wants known about where the images are from; JSON.
-    """
-
-    format_version: int
-    resolution: int
-    channels: int
-    num_images: int
-    class_names: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    shards: tuple[Shard, ...]
-    digest: str
-    source: dict[str, Any]
-
-    @property
-    def num_classes(self) -> int:
-        """0 if unlabelled."""
-        return len(self.class_names)
-
-
-def _digest(shards: tuple[Shard, ...]) -> str:
-    lines = [f"ganops shards {FORMAT_VERSION}", *(shard.sha256 for shard in shards)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+PRESENT = 0.5  # numbers of label vectors above this say that an image has the attribute
 
 
 class ShardWriter:
@@ -90,33 +52,37 @@ class ShardWriter:
         self,
         folder: Path,
         shard_images: int,
-        resolution: int,
+        resolution: Resolution,
         channels: int,
         class_names: tuple[str, ...],
         attributes: dict[str, str | int],
+        *,
+        bits: Literal[8, 16] = 8,
+        multi_label: bool = False,
     ) -> None:
         """Empties the folder of earlier shards.
 
         Args:
             folder: made if missing.
             shard_images: images per file.
-            resolution: height and width, px.
-            channels: 1, 3 or 4.
+            resolution: px; a number, or height and width.
+            channels: see `Layout`, and so the others.
             class_names: empty if unlabelled.
             attributes: written into each file, so part of the digest; no times, hosts or paths.
+            bits: 8 or 16.
+            multi_label: labels are vectors.
         Raises:
             DataError: the folder cannot be written to.
         """
-        if shard_images < 1:
-            raise ValueError(f"shard_images={shard_images}")
+        if shard_images < 1 or (multi_label and not class_names):
+            raise ValueError(f"shard_images={shard_images}, class_names={class_names}")
         self._folder = folder
         self._shard_images = shard_images
-        self._shape = (channels, resolution, resolution)
-        self._class_names = class_names
+        self._layout = Layout(*height_width(resolution), channels, bits, class_names, multi_label)
         self._attributes = attributes
-        self._counts = np.zeros(max(1, len(class_names)), np.int64)
+        self._counts = np.zeros(len(class_names), np.int64)
         self._shards: list[Shard] = []
-        self._labels: list[NDArray[np.int64]] = []  # of the open shard
+        self._labels: list[LabelValues] = []  # of the open shard
         self._filled = 0
         self._closed = False
         with _explained(folder):
@@ -131,26 +97,32 @@ class ShardWriter:
         if not self._closed:
             self.abort()
 
-    def append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    def append(self, images: Levels, labels: LabelValues) -> None:
         """Adds any number of images.
 
         Args:
-            images: [n, C, H, W] uint8.
-            labels: [n] int64, class indices; zeros are stored if there are no classes.
+            images: [n, C, H, W] uint8; uint16 for 16 bits.
+            labels: [n] int64, class indices, of which zeros are stored if there are no classes; or [n, L] float32, finite.
         Raises:
             ValueError: shape, dtype or a label is not what the writer was made for.
             DataError: the disk is full or fails.
         """
         if self._closed:
             raise ValueError("the writer is closed")
-        if images.dtype != np.uint8 or images.shape[1:] != self._shape:
-            raise ValueError(f"expected uint8 [n, {self._shape}], got {images.dtype} {images.shape}")
-        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(f"expected int64 labels [{len(images)}], got {labels.dtype} {labels.shape}")
-        if not self._class_names:
+        layout = self._layout
+        if images.dtype != layout.image_dtype or images.shape[1:] != layout.image_shape:
+            raise ValueError(
+                f"expected {layout.image_dtype} [n, {layout.image_shape}], got {images.dtype} {images.shape}"
+            )
+        label_shape = (len(images), *layout.label_shape)
+        if labels.dtype != layout.label_dtype or labels.shape != label_shape:
+            raise ValueError(
+                f"expected {layout.label_dtype} labels {list(label_shape)}, got {labels.dtype} {labels.shape}"
+            )
+        if not layout.class_names:
             labels = np.zeros_like(labels)
-        elif len(labels) and not 0 <= labels.min() <= labels.max() < len(self._class_names):
-            raise ValueError(f"labels {labels.min()}..{labels.max()} outside 0..{len(self._class_names) - 1}")
+        elif not labels_fit(labels, layout):
+            raise ValueError(f"labels {labels.min()}..{labels.max()} outside 0..{layout.num_classes - 1} or not finite")
         done = 0
         while done < len(images):
             stop = min(done + self._shard_images - self._filled, len(images))
@@ -161,7 +133,10 @@ class ShardWriter:
             done = stop
             if self._filled == self._shard_images:
                 self._finish()
-        self._counts += np.bincount(labels, minlength=len(self._counts))
+        if layout.multi_label:
+            self._counts += (labels > PRESENT).sum(0)
+        elif layout.class_names:
+            self._counts += np.bincount(labels, minlength=layout.num_classes)
 
     def close(self, source: dict[str, Any]) -> ShardIndex:
         """Finishes the last shard and writes index.json.
@@ -177,19 +152,17 @@ class ShardWriter:
             raise DataError(f"{self._folder}: there is no image to write.")
         shards = tuple(self._shards)
         index = ShardIndex(
+            **asdict(self._layout),
             format_version=FORMAT_VERSION,
-            resolution=self._shape[1],
-            channels=self._shape[0],
             num_images=sum(shard.count for shard in shards),
-            class_names=self._class_names,
-            class_counts=tuple(int(count) for count in self._counts[: len(self._class_names)]),
+            class_counts=tuple(int(count) for count in self._counts),
             shards=shards,
-            digest=_digest(shards),
+            digest=shards_digest(shards),
             source=source,
         )
         with _explained(self._folder):
             self._close_spool()
-            write_json(self._folder / INDEX_NAME, asdict(index))
+            write_json(self._folder / INDEX_NAME, index.to_json())
         self._closed = True
         return index
 
@@ -212,12 +185,16 @@ class ShardWriter:
 
     def _finish(self) -> None:
         """Makes a shard of the waiting images."""
-        images = np.memmap(self._spool, np.uint8, "r", shape=(self._filled, *self._shape))
+        layout = self._layout
+        images = np.memmap(self._spool, layout.image_dtype, "r", shape=(self._filled, *layout.image_shape))
         path = self._folder / f"{len(self._shards):05d}.h5"
         attributes = {
             "format_version": FORMAT_VERSION,
-            "resolution": self._shape[1],
-            "class_names": json.dumps(self._class_names, ensure_ascii=False),
+            "height": layout.height,
+            "width": layout.width,
+            "bits": layout.bits,
+            "class_names": json.dumps(layout.class_names, ensure_ascii=False),
+            "multi_label": int(layout.multi_label),
             **self._attributes,
         }
         with _explained(self._folder):
@@ -240,56 +217,16 @@ def _explained(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: cannot write ({error}). Free or change the disk.") from None
 
 
-def _write_all(file: FileIO, images: NDArray[np.uint8]) -> None:
+def _write_all(file: FileIO, images: Levels) -> None:
     view = images.data.cast("B")
     while view:  # a raw file may take less than it is given
         view = view[file.write(view) :]
 
 
-def read_index(folder: Path) -> ShardIndex:
-    """Reads and checks index.json; the shards themselves are not touched.
-
-    Raises:
-        DataError: it is missing, of another format version, or contradicts itself.
-    """
-    path = folder / INDEX_NAME
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} not found. The stage that writes {folder} has not run or did not finish.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read ({error}). Write {folder} again.") from None
-    version = value.get("format_version") if isinstance(value, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(f"{path}: format_version={version}, but ganops reads {FORMAT_VERSION}. Write {folder} again.")
-    try:
-        index = ShardIndex(
-            format_version=version,
-            resolution=int(value["resolution"]),
-            channels=int(value["channels"]),
-            num_images=int(value["num_images"]),
-            class_names=tuple(str(name) for name in value["class_names"]),
-            class_counts=tuple(int(count) for count in value["class_counts"]),
-            shards=tuple(Shard(str(s["name"]), int(s["count"]), str(s["sha256"])) for s in value["shards"]),
-            digest=str(value["digest"]),
-            source=dict(value["source"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: an entry is missing or mistyped ({error}). Write {folder} again.") from None
-    total = sum(shard.count for shard in index.shards)
-    if not total or total != index.num_images or min(shard.count for shard in index.shards) < 1:
-        raise DataError(f"{path}: num_images={index.num_images}, but its shards have {total}. Write {folder} again.")
-    if len(index.class_counts) != index.num_classes or (index.class_names and sum(index.class_counts) != total):
-        raise DataError(f"{path}: class_counts do not add up to num_images={total}. Write {folder} again.")
-    if index.digest != _digest(index.shards):
-        raise DataError(f"{path}: digest does not belong to the listed shards. Write {folder} again.")
-    return index
-
-
 class Shards:
     """Open shards. Made by `open_shards`; keeps memory maps, no file handles, and may be shared by threads."""
 
-    def __init__(self, index: ShardIndex, maps: list[NDArray[np.uint8]], labels: NDArray[np.int64]) -> None:
+    def __init__(self, index: ShardIndex, maps: list[Levels], labels: LabelValues) -> None:
         self._index = index
         self._maps = maps
         self._labels = labels
@@ -301,20 +238,20 @@ class Shards:
         return self._index
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[N] int64 in 0..num_classes-1; zeros if unlabelled. Read-only."""
+    def labels(self) -> LabelValues:
+        """[N] int64 in 0..num_classes-1, zeros if unlabelled; or [N, num_classes] float32. Read-only."""
         return self._labels
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def gather(self, indices: NDArray[np.int64]) -> Levels:
         """A copy of the images at `indices`, in that order.
 
         Args:
             indices: [n] int64 in 0..N-1; repeats are allowed.
         Returns:
-            [n, C, H, W] uint8.
+            [n, C, H, W] uint8; uint16 for 16 bits.
         Raises:
             IndexError: an index is outside 0..N-1.
         """
@@ -322,13 +259,20 @@ class Shards:
             raise IndexError(f"indices {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
         if len(self._maps) == 1:
             return self._maps[0][indices]
-        images = np.empty((len(indices), *self._maps[0].shape[1:]), np.uint8)
+        images = np.empty((len(indices), *self._maps[0].shape[1:]), self._maps[0].dtype)
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         places = indices - self._starts[shard_of]
         # One copy per image; a gather per shard and a scatter would copy twice, and is slower at any batch size.
         for i, (shard, place) in enumerate(zip(shard_of.tolist(), places.tolist(), strict=True)):
             images[i] = self._maps[shard][place]
         return images
+
+
+def labels_fit(labels: LabelValues, layout: Layout) -> bool:
+    """Whether all are classes that there are, or finite numbers."""
+    if layout.multi_label or not len(labels):
+        return bool(np.isfinite(labels).all())
+    return bool(labels.min() >= 0 and labels.max() < max(1, layout.num_classes))
 
 
 def open_shards(folder: Path, verify: bool) -> Shards:
@@ -349,9 +293,11 @@ def open_shards(folder: Path, verify: bool) -> Shards:
             raise DataError(f"{path} not found, but {INDEX_NAME} lists it. Write {folder} again.")
         if verify and number % world_size() == rank() and sha256_file(path) != shard.sha256:
             raise DataError(f"{path}: sha256 differs from {INDEX_NAME}; the file was changed. Write {folder} again.")
-        images, shard_labels = open_shard(path, (shard.count, index.channels, index.resolution, index.resolution))
-        if shard_labels.min() < 0 or shard_labels.max() >= max(1, index.num_classes):
-            raise DataError(f"{path}: labels {shard_labels.min()}..{shard_labels.max()} outside the classes.")
+        images, shard_labels = open_shard(path, shard.count, index)
+        if not labels_fit(shard_labels, index):
+            raise DataError(
+                f"{path}: labels {shard_labels.min()}..{shard_labels.max()} outside the classes, or not finite."
+            )
         maps.append(images)
         labels.append(shard_labels)
     joined = np.concatenate(labels)

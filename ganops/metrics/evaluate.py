@@ -13,8 +13,9 @@ from ganops.config import Params
 from ganops.entry import say
 from ganops.errors import DataError
 from ganops.images.folder import FolderImages
-from ganops.images.pixels import magnify, make_grid
-from ganops.images.shards import Shards
+from ganops.images.pixels import as_array, for_eyes, magnify, make_grid
+from ganops.images.shard_index import LabelValues
+from ganops.images.shards import PRESENT, Shards
 from ganops.metrics.extractor import Extractor
 from ganops.metrics.features import moments_of, read_images
 from ganops.metrics.frechet import Reference, distance_to, frechet_distance_of_rows, make_reference
@@ -111,19 +112,22 @@ def measure_classes(
     metrics: Sequence[str],
     yardstick: Yardstick,
     fake: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: LabelValues,
     class_names: Sequence[str],
     name: Callable[[str], str],
 ) -> dict[str, Numbers]:
     """Distance and recall class by class, of the reference's kept features and the samples of the same class.
+
+    With label vectors, attribute by attribute: of the images that have it (a number above 0.5), so one image counts for
+    none, one or several.
 
     Returns:
         Class name -> number's name -> number; a class with fewer than two images on one side has none.
     """
     found: dict[str, Numbers] = {}
     for label, class_name in enumerate(class_names):
-        real_rows = yardstick.real.features[yardstick.real.labels == label]
-        fake_rows = fake[labels == label]
+        real_rows = yardstick.real.features[_members(yardstick.real.labels, label)]
+        fake_rows = fake[_members(labels, label)]
         numbers: Numbers = {"num_real": len(real_rows), "num_fake": len(fake_rows)}
         fewest = min(len(real_rows), len(fake_rows))
         if "class_distance" in metrics and fewest >= 2:
@@ -134,11 +138,16 @@ def measure_classes(
     return found
 
 
+def _members(labels: LabelValues, label: int) -> NDArray[np.bool_]:
+    """Which images are of a class, or have an attribute."""
+    return labels == label if labels.ndim == 1 else labels[:, label] > PRESENT
+
+
 def _measure_all(
     params: Params,
     yardstick: Yardstick,
     fake: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
+    labels: LabelValues | None,
     class_names: Sequence[str],
     name: Callable[[str], str],
 ) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def evaluate(
     params: Params,
     yardstick: Yardstick,
     fake: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
+    labels: LabelValues | None,
     class_names: Sequence[str],
 ) -> dict[str, Any]:
     """Everything that fid.metrics lists and features can give, under the names of the protocol.
@@ -176,7 +185,7 @@ def evaluate(
         params: all of params.yaml.
         yardstick: what the sample is measured with.
         fake: [N, D] features of the sample.
-        labels: [N] classes; None when they are not known.
+        labels: [N] classes or [N, L] label vectors; None when they are not known.
         class_names: of the labels.
     Returns:
         Flat numbers; `memorised_*` if the reference is what was trained on; `classes` if asked for and known;
@@ -260,4 +269,4 @@ def draw_neighbours(
     shown = []
     for row in [*range(min(SHOWN_FIRST, len(fake))), *closest.tolist()]:
         shown += [*read_images(samples, [row]), *read_images(reference, real.places[found[row]].tolist())]
-    return make_grid(magnify(torch.cat(shown).numpy()), columns + 1)
+    return make_grid(magnify(np.concatenate([for_eyes(as_array(images)) for images in shown])), columns + 1)

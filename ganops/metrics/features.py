@@ -11,6 +11,7 @@ from torch import Tensor
 from ganops.collectives import collect_in_order
 from ganops.entry import progress
 from ganops.images.folder import FolderImages
+from ganops.images.pixels import as_tensor
 from ganops.images.shards import Shards
 from ganops.launch import rank, world_size
 from ganops.metrics.extractor import Extractor
@@ -106,7 +107,7 @@ def extract(extractor: Extractor, batches: Iterable[Tensor], batch_size: int) ->
 
     Args:
         extractor: the network.
-        batches: uint8 [n, C, H, W], any n, on any device.
+        batches: [n, C, H, W] as `Extractor.features` takes them, any n, on any device.
         batch_size: images per pass.
     Yields:
         float32 [n, D], n <= batch_size, in the order of the images.
@@ -127,9 +128,12 @@ def extract(extractor: Extractor, batches: Iterable[Tensor], batch_size: int) ->
 
 
 def read_images(images: Shards | FolderImages, indices: Sequence[int]) -> list[Tensor]:
-    """Images of a set, uint8 on the CPU, in order: one batch [n, C, H, W] for each run of images of one shape."""
+    """Images of a set on the CPU, in order: one batch [n, C, H, W] for each run of images of one shape.
+
+    uint8, or int16 for shards of 16 bits (see `ganops.images.pixels`).
+    """
     if isinstance(images, Shards):
-        return [torch.from_numpy(images.gather(np.asarray(indices, dtype=np.int64)))]
+        return [as_tensor(images.gather(np.asarray(indices, dtype=np.int64)))]
     runs: list[list[NDArray[np.uint8]]] = []
     for image in map(images.image, indices):
         if not runs or runs[-1][0].shape != image.shape:

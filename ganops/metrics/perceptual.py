@@ -8,8 +8,8 @@ import hashlib
 import importlib.resources
 import io
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ganops.distributed import on_first_rank
 from ganops.errors import DataError, WeightsError
+from ganops.images.pixels import WITH_ALPHA
 from ganops.metrics.extractor import EFFLITE0_CENTRE, EFFLITE0_SCALE, EFFLITE0_SHA256, EFFLITE0_SIZE, read_efflite0
 from ganops.metrics.weights import download, read_checked
 from ganops.precision import full_float32
@@ -45,6 +46,7 @@ class Perceptual:
         packages: the distributions whose versions may change a distance by rounding or more.
         device: where it computes.
         network: two float32 [N, 3, H, W] in [-1, 1] on `device` -> [N].
+        background: RGB, 0-255, what transparent pixels are laid on.
     """
 
     name: str
@@ -53,18 +55,20 @@ class Perceptual:
     packages: tuple[str, ...]
     device: torch.device
     network: Callable[[Tensor, Tensor], Tensor]
+    background: tuple[int, ...] = (0, 0, 0)
 
     def distance(self, img0: Tensor, img1: Tensor) -> Tensor:
         """How different the images of each pair look.
 
         Args:
-            img0: float32 [N, C, H, W] in [-1, 1] or somewhat beyond, on any device; one channel is taken as grey.
+            img0: float32 [N, C, H, W] in [-1, 1] or somewhat beyond, on any device; other channels than 3 become RGB as
+                for features (`ganops.images.pixels.to_rgb`), without rounding.
             img1: likewise.
         Returns:
             float32 [N] on `device`, >= 0, without gradients, computed in full float32; exactly 0 for equal images.
             With the same N, a distance is the same bits whatever its neighbours are.
         Raises:
-            DataError: images with these channels or this size have no such distance, or it is not finite.
+            DataError: images of this size have no such distance, or it is not finite.
         """
         with torch.no_grad(), full_float32():
             distances = self.network(self._to_rgb(img0), self._to_rgb(img1)).float()
@@ -76,16 +80,18 @@ class Perceptual:
         return distances
 
     def _to_rgb(self, img: Tensor) -> Tensor:
+        img = img.to(self.device)
         channels = img.shape[1]
-        if channels not in (1, 3):
-            raise DataError(
-                f"{self.name} compares images of 1 or 3 channels, but these have {channels}. A perceptual path length "
-                f"cannot be measured of them: {LEAVE_OUT}."
-            )
-        return img.to(self.device).expand(-1, 3, -1, -1)
+        colour = img[:, :1].expand(-1, 3, -1, -1) if channels < 3 else img[:, :3]
+        if channels not in WITH_ALPHA:
+            return colour
+        ground = torch.tensor(self.background, device=img.device)[:, None, None] / 127.5 - 1
+        return torch.lerp(ground, colour, ((img[:, -1:] + 1) / 2).clamp(0, 1))
 
 
-def load_perceptual(extractor_name: str, device: torch.device, weights_folder: Path) -> Perceptual:
+def load_perceptual(
+    extractor_name: str, device: torch.device, weights_folder: Path, background: Sequence[int] = (0, 0, 0)
+) -> Perceptual:
     """The distance that goes with a feature network.
 
     Args:
@@ -93,13 +99,14 @@ def load_perceptual(extractor_name: str, device: torch.device, weights_folder: P
             with; "efficientnet-lite0" a substitute that needs no network and compares with nothing published.
         device: where to compute.
         weights_folder: where downloaded weights are kept, data/weights.
+        background: prepare.background.
     Raises:
         WeightsError: the extractor has no such distance; a file is missing, cannot be had, or is not the pinned one.
     """
     if extractor_name == "inception-2015":
-        return _load_lpips(device, weights_folder)
+        return replace(_load_lpips(device, weights_folder), background=tuple(background))
     if extractor_name == "efficientnet-lite0":
-        return _load_efflite0(device)
+        return replace(_load_efflite0(device), background=tuple(background))
     raise WeightsError(
         f"stats.extractor={extractor_name} has no perceptual distance to measure path lengths with. Set stats.extractor: "
         f"inception-2015 (LPIPS) or efficientnet-lite0 (a substitute without a download), or {LEAVE_OUT}."

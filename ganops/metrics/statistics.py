@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from ganops.config_base import FEWEST
 from ganops.errors import DataError, WeightsError
 from ganops.files import write_bytes
 from ganops.images.folder import FolderImages, open_folder
-from ganops.images.shards import INDEX_NAME, ShardIndex, Shards, open_shards
+from ganops.images.shard_index import INDEX_NAME, LabelValues, ShardIndex
+from ganops.images.shards import Shards, open_shards
 from ganops.launch import rank
 from ganops.metrics.extractor import Extractor, load_extractor
 from ganops.metrics.features import Moments, measure_features, spread_indices
 from ganops.protocols import SHARDS, resize_of
+from ganops.shape import size_name
 
 # What must agree before two sets may be compared. The rest of a protocol says where a set comes from, and what its
 # numbers depend on by rounding only (device, compiled, versions).
@@ -37,6 +39,7 @@ COMPARED = (
     "batch_size",
     "resolution",
     "channels",
+    "channels_seen",
 )
 # What of the reference must be as params.yaml says.
 OF_REFERENCE = ("split", "num_real_asked", "xflip", "keep_features")
@@ -65,7 +68,7 @@ class Statistics:
         num: images that were measured, mirrored ones included.
         protocol: JSON-able; see `COMPARED` for what must agree between two sets.
         features: [K, D] float32, of images spread evenly over the set, for all metrics but the distance.
-        labels: [K] int64, their classes; zeros if there are none.
+        labels: [K] int64, their classes, zeros if there are none; or [K, L] float32, their label vectors.
         places: [K] int64, which images of the set they are.
         class_names: of the labels; empty if there are none.
     """
@@ -75,7 +78,7 @@ class Statistics:
     num: int
     protocol: dict[str, Any]
     features: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: LabelValues
     places: NDArray[np.int64]
     class_names: tuple[str, ...]
 
@@ -89,7 +92,8 @@ def open_extractor(params: Params, device: torch.device, root: Path) -> Extracto
     p, weights = params.stats, root / "data" / "weights"
     resize = resize_of(params.fid.protocol)
     compiled = params.run.compile_extractor
-    extractor = load_extractor(p.extractor, p.extractor_sha256, resize, p.precision, compiled, device, weights)
+    how = (resize, p.precision, compiled, device, weights, params.prepare.background)
+    extractor = load_extractor(p.extractor, p.extractor_sha256, *how)
     if extractor.classify is None and "inception_score" in (*params.fid.metrics, *params.train.metrics):
         raise WeightsError(
             f"inception_score is listed in fid.metrics or train.metrics, but the file of {extractor.name} in {weights} "
@@ -98,7 +102,7 @@ def open_extractor(params: Params, device: torch.device, root: Path) -> Extracto
     return extractor
 
 
-def open_images(source: Path, params: Params, channels: Literal[1, 3, 4] | None = None) -> Shards | FolderImages:
+def open_images(source: Path, params: Params, channels: int | None = None) -> Shards | FolderImages:
     """A set to be measured: a folder of shards (each file's sha256 is checked), or a folder or zip of images.
 
     Args:
@@ -136,7 +140,7 @@ def check_reference(images: Shards | FolderImages, params: Params) -> None:
     """
     _, resolution, channels = describe_images(images)
     p = params.prepare
-    if (resolution, channels) != (p.resolution, p.channels):
+    if (resolution, channels) != (size_name(*p.size), p.channels):
         raise DataError(
             f"stats.reference={params.stats.reference} holds images of {resolution} px with {channels} channels, but "
             f"training is at prepare.resolution={p.resolution}, prepare.channels={p.channels}: their distance would mean "
@@ -180,8 +184,10 @@ def measure_statistics(extractor: Extractor, images: Shards | FolderImages, para
         **describe_reference(params),
         "data_digest": digest,
         "num_images": len(images),
+        "bits": images.index.bits if isinstance(images, Shards) else 8,  # 16 are rounded to 8 for the network
     }
-    labels, names = np.zeros(len(kept), np.int64), tuple[str, ...]()
+    labels: LabelValues = np.zeros(len(kept), np.int64)
+    names: tuple[str, ...] = ()
     if isinstance(images, Shards):
         labels, names = images.labels[chosen[kept]], images.index.class_names
     mu, sigma = moments.mean(), moments.covariance(params.ddof)
@@ -201,6 +207,7 @@ def describe_protocol(
         "batch_size": params.batch_size,
         "resolution": resolution,
         "channels": channels,
+        "channels_seen": extractor.channels_seen(channels),
         "device": extractor.device.type,
         "versions": {name: importlib.metadata.version(name) for name in (*extractor.packages, "numpy")},
     }
@@ -269,7 +276,8 @@ def load_statistics(path: Path) -> Statistics:
         raise DataError(f"{path}: not whole statistics ({error}). Remove it and run `dvc repro stats`.") from None
     dim, kept, arrays = statistics.mu.size, len(statistics.features), (statistics.mu, statistics.sigma)
     shapes = [array.shape for array in (*arrays, statistics.features, statistics.labels, statistics.places)]
-    if shapes != [(dim,), (dim, dim), (kept, dim), (kept,), (kept,)] or not isinstance(statistics.protocol, dict):
+    labels_shape = (kept, len(statistics.class_names)) if statistics.labels.ndim == 2 else (kept,)
+    if shapes != [(dim,), (dim, dim), (kept, dim), labels_shape, (kept,)] or not isinstance(statistics.protocol, dict):
         raise DataError(f"{path}: mean, covariance and features do not fit. Remove it and run `dvc repro stats`.")
     if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays):
         raise DataError(f"{path}: the moments are not finite float64. Remove it and run `dvc repro stats`.")
@@ -277,8 +285,9 @@ def load_statistics(path: Path) -> Statistics:
     if lacking or kept < FEWEST or statistics.sigma.diagonal().min(initial=0.0) < 0:
         what = f"the protocol lacks {min(lacking)}" if lacking else "too few features, or a variance below zero"
         raise DataError(f"{path}: {what}. Remove it and run `dvc repro stats`.")
-    if any(array.dtype != np.int64 for array in (statistics.labels, statistics.places)):
-        raise DataError(f"{path}: labels or places are not int64. Remove it and run `dvc repro stats`.")
+    types = [str(array.dtype) for array in (statistics.places, statistics.labels)]
+    if types != ["int64", "int64" if statistics.labels.ndim == 1 else "float32"]:
+        raise DataError(f"{path}: places or labels are {' and '.join(types)}. Remove it and run `dvc repro stats`.")
     if statistics.features.dtype != np.float32 or not np.isfinite(statistics.features).all():
         raise DataError(f"{path}: the features are not finite float32. Remove it and run `dvc repro stats`.")
     return statistics

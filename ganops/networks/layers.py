@@ -31,11 +31,11 @@ def draw_normal(*shape: int, rng: torch.Generator | None) -> Tensor:
     return torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng)
 
 
-def draw_noise(count: int, resolution: int, device: torch.device, rng: NoiseSource) -> Tensor:
-    """[count, 1, resolution, resolution] N(0, 1), float32 whatever the network computes in: the same for all precisions."""
+def draw_noise(count: int, size: tuple[int, int], device: torch.device, rng: NoiseSource) -> Tensor:
+    """[count, 1, *size] N(0, 1), float32 whatever the network computes in: the same for all precisions."""
     if isinstance(rng, list):
-        return torch.cat([draw_noise(1, resolution, device, image_rng) for image_rng in rng])
-    return torch.randn([count, 1, resolution, resolution], generator=rng, device=device, dtype=torch.float32)
+        return torch.cat([draw_noise(1, size, device, image_rng) for image_rng in rng])
+    return torch.randn([count, 1, *size], generator=rng, device=device, dtype=torch.float32)
 
 
 def block_dtype(precision: Precision, resolution: int, top: int, low_precision_resolutions: int) -> torch.dtype | None:
@@ -43,9 +43,9 @@ def block_dtype(precision: Precision, resolution: int, top: int, low_precision_r
 
     Args:
         precision: of the low-precision blocks.
-        resolution: of the block.
-        top: resolution of the network's images.
-        low_precision_resolutions: how many resolutions, from the top down; 4x4 is never one of them.
+        resolution: of the block, nominal: 4 for the base grid.
+        top: of the network's images, likewise.
+        low_precision_resolutions: how many resolutions, from the top down; the base grid is never one of them.
     """
     low = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     return low if resolution * 2**low_precision_resolutions > top and resolution >= 8 else None
@@ -159,7 +159,7 @@ class SynthesisLayer(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         w_dim: width of w.
-        resolution: of the output.
+        size: height and width of the output.
         up: 1 or 2.
         clamp: as in `Conv`.
         rng: for the initial weights; None = zeros.
@@ -174,26 +174,26 @@ class SynthesisLayer(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         up: int,
         clamp: float | None,
         rng: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.resolution = resolution
+        self.size = size
         self.up = up
         self.clamp = clamp
         self.affine = style_affine(w_dim, in_channels, rng)
         self.weight = nn.Parameter(draw_normal(out_channels, in_channels, 3, 3, rng=rng))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.register_buffer("noise_const", draw_normal(resolution, resolution, rng=rng))
+        self.register_buffer("noise_const", draw_normal(*size, rng=rng))
         self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
 
     def noise(self, count: int, mode: NoiseMode, rng: NoiseSource) -> Tensor | None:
-        """Of `count` images: [count, 1, resolution, resolution], or [resolution, resolution] for all; None = none."""
+        """Of `count` images: [count, 1, *size], or [*size] for all; None = none."""
         if mode == "random":
-            return draw_noise(count, self.resolution, self.noise_const.device, rng)
+            return draw_noise(count, self.size, self.noise_const.device, rng)
         return self.noise_const if mode == "const" else None
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:

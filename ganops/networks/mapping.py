@@ -11,7 +11,7 @@ class MappingNetwork(nn.Module):
 
     Args:
         z_dim: width of z, 0 = no latent.
-        c_dim: number of classes, 0 = no labels.
+        c_dim: number of classes, or width of label vectors; 0 = no labels.
         w_dim: width of the result, of all layers and of the label's embedding.
         num_layers: at least 1.
         lr_multiplier: relative learning rate of the layers (not of the embedding).

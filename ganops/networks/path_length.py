@@ -17,8 +17,8 @@ from ganops.distributed import make_generator
 from ganops.entry import progress
 from ganops.launch import rank, world_size
 from ganops.networks.families import AnyGenerator
-from ganops.networks.sampling import CPU, image_labels, one_hot
-from ganops.networks.snapshot import load_snapshot
+from ganops.networks.sampling import CPU, encode_labels, image_labels
+from ganops.networks.snapshot import load_law, load_snapshot
 from ganops.precision import full_float32
 
 PathSampling = Literal["end", "full"]
@@ -77,9 +77,9 @@ def snapshot_path_distances(
     Returns:
         One array [count] per kind; on other ranks than the first empty ones.
     """
-    G, metadata = load_snapshot(snapshot)
+    G, _ = load_snapshot(snapshot)
     G = G.to(device).eval().requires_grad_(False)
-    labels = image_labels(seed, range(count), tuple(metadata["class_counts"]) if G.c_dim else ())
+    labels = image_labels(seed, range(count), load_law(snapshot))
     found = []
     for sampling in samplings:
         parts = path_distances_in_ranks(G, distance, seed, labels, sampling, PATH_EPSILON, batch_size)
@@ -127,7 +127,7 @@ def draw_pairs(
     device = G.w_avg.device
     missing = batch_size - len(indices)
     padded = [*indices, *[indices[-1]] * missing]
-    c = one_hot(torch.cat([labels, labels[-1:].expand(missing)]).to(device), G.c_dim)
+    c = encode_labels(torch.cat([labels, labels[-1:].expand(missing, *labels.shape[1:])]).to(device), G.c_dim)
     z = torch.stack([torch.randn(2, G.z_dim, generator=make_generator(CPU, seed, "path z", i)) for i in padded])
     z = z.to(device)
     with full_float32():  # TensorFloat-32 has ten bits, the step thirteen

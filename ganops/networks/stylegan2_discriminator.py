@@ -17,6 +17,7 @@ from ganops.networks.layers import (
 )
 from ganops.networks.mapping import MappingNetwork
 from ganops.ops.upfirdn2d import downsample2d, setup_filter
+from ganops.shape import size_at
 
 
 class FromRGB(Conv):
@@ -126,12 +127,13 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """The layers at 4x4, in the dtype of the weights: minibatch std, convolution, dense layer."""
+    """The layers at the base grid, in the dtype of the weights: minibatch std, convolution, dense layer."""
 
     def __init__(
         self,
         *,
         channels: int,
+        base_grid: tuple[int, int],
         img_channels: int,
         mbstd_group_size: int,
         mbstd_num_channels: int,
@@ -155,7 +157,7 @@ class DiscriminatorHead(nn.Module):
             rng=rng,
         )
         self.dense0 = Dense(
-            in_features=channels * 4 * 4,
+            in_features=channels * base_grid[0] * base_grid[1],
             out_features=channels,
             activation="lrelu",
             lr_multiplier=1.0,
@@ -164,7 +166,7 @@ class DiscriminatorHead(nn.Module):
         )
 
     def forward(self, x: Tensor, img: Tensor) -> Tensor:
-        """[N, channels, 4, 4] -> [N, channels]."""
+        """[N, channels, *base_grid] -> [N, channels]."""
         x = x.to(self.conv.weight.dtype)
         if self.from_rgb is not None:
             x = x + self.from_rgb(img)
@@ -177,8 +179,9 @@ class Discriminator(nn.Module):
     """The StyleGAN2 discriminator. With labels it is a projection discriminator.
 
     Args:
-        c_dim: number of classes, 0 = no labels.
-        resolution: of the images, a power of two from 8 up.
+        c_dim: number of classes, or width of label vectors; 0 = no labels.
+        resolution: as for `Generator`.
+        base_grid: likewise.
         img_channels: of the images.
         mapping_layers: layers of the label's mapping; unused without labels.
         mapping_lr_multiplier: relative learning rate of these layers.
@@ -187,7 +190,7 @@ class Discriminator(nn.Module):
         architecture: "resnet" in config-e and f, "skip" or "orig".
         mbstd_group_size: images per group of minibatch std.
         mbstd_num_channels: feature maps that it appends, 0 = none.
-        precision: of the highest resolutions; 4x4 and the logits are in the dtype of the weights.
+        precision: of the highest resolutions; the base grid and the logits are in the dtype of the weights.
         low_precision_resolutions: how many resolutions have this precision.
         conv_clamp: limit of the activations, 256 with float16; None = no limit.
         rng: on CPU; the initial weights are a function of it and of the other arguments. None leaves weights at zero.
@@ -199,6 +202,7 @@ class Discriminator(nn.Module):
         *,
         c_dim: int,
         resolution: int,
+        base_grid: tuple[int, int],
         img_channels: int,
         mapping_layers: int,
         mapping_lr_multiplier: float,
@@ -216,6 +220,7 @@ class Discriminator(nn.Module):
         self.arguments: dict[str, Any] = {
             "c_dim": c_dim,
             "resolution": resolution,
+            "base_grid": base_grid,
             "img_channels": img_channels,
             "mapping_layers": mapping_layers,
             "mapping_lr_multiplier": mapping_lr_multiplier,
@@ -230,11 +235,13 @@ class Discriminator(nn.Module):
         }
         self.c_dim = c_dim
         self.resolution = resolution
+        self.size = size_at(resolution, base_grid)
         self.img_channels = img_channels
         self.blocks = nn.ModuleDict()
         r = resolution
         while r > 4:
-            self.blocks[f"{r}x{r}"] = DiscriminatorBlock(
+            height, width = size_at(r, base_grid)
+            self.blocks[f"{height}x{width}"] = DiscriminatorBlock(
                 in_channels=min(channel_base // r, channel_max),
                 out_channels=min(channel_base // (r // 2), channel_max),
                 img_channels=img_channels if architecture == "skip" or r == resolution else 0,
@@ -247,6 +254,7 @@ class Discriminator(nn.Module):
         channels = min(channel_base // 4, channel_max)
         self.head = DiscriminatorHead(
             channels=channels,
+            base_grid=base_grid,
             img_channels=img_channels if architecture == "skip" else 0,
             mbstd_group_size=mbstd_group_size,
             mbstd_num_channels=mbstd_num_channels,
@@ -277,8 +285,8 @@ class Discriminator(nn.Module):
         """Logits of images being real.
 
         Args:
-            img: [N, img_channels, resolution, resolution] in [-1, 1]; N a multiple of the minibatch-std group.
-            c: [N, c_dim] one-hot.
+            img: [N, img_channels, H, W] in [-1, 1], of `size`; N a multiple of the minibatch-std group.
+            c: [N, c_dim], one-hot or a label vector.
         Returns:
             [N, 1] in the dtype of the weights. Differentiable any number of times.
         """

@@ -21,6 +21,7 @@ from ganops.networks.layers import (
 )
 from ganops.networks.mapping import MappingNetwork
 from ganops.ops.upfirdn2d import setup_filter, upsample2d
+from ganops.shape import size_at
 
 
 class SynthesisBlock(nn.Module):
@@ -30,7 +31,7 @@ class SynthesisBlock(nn.Module):
         in_channels: channels of the input; 0 = none: the block starts from a learned constant.
         out_channels: channels of the output.
         w_dim: width of w.
-        resolution: of the output.
+        size: height and width of the output.
         img_channels: channels of the image; 0 = the block makes none.
         architecture: "skip" sums images over the resolutions, "resnet" sums features, "orig" nothing.
         clamp: limit of the activations, or None.
@@ -46,7 +47,7 @@ class SynthesisBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         img_channels: int,
         architecture: Architecture,
         clamp: float | None,
@@ -57,14 +58,14 @@ class SynthesisBlock(nn.Module):
         self.dtype = dtype
         self.num_convs = 2 if in_channels else 1
         self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
-        self.const = None if in_channels else nn.Parameter(draw_normal(out_channels, resolution, resolution, rng=rng))
+        self.const = None if in_channels else nn.Parameter(draw_normal(out_channels, *size, rng=rng))
         self.skip = self.conv0_up = None
         if in_channels:
             self.conv0_up = SynthesisLayer(
                 in_channels=in_channels,
                 out_channels=out_channels,
                 w_dim=w_dim,
-                resolution=resolution,
+                size=size,
                 up=2,
                 clamp=clamp,
                 rng=rng,
@@ -73,7 +74,7 @@ class SynthesisBlock(nn.Module):
             in_channels=out_channels,
             out_channels=out_channels,
             w_dim=w_dim,
-            resolution=resolution,
+            size=size,
             up=1,
             clamp=clamp,
             rng=rng,
@@ -104,7 +105,7 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, x: Tensor | None, img: Tensor | None, ws: Sequence[Tensor], noises: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
-        """Features [N, in_channels, r / 2, r / 2] and image so far -> features and image at this block's resolution r.
+        """Features [N, in_channels, h / 2, w / 2] and image so far -> features and image at this block's size [h, w].
 
         `ws` holds one [N, w_dim] per convolution and one for the image, `noises` one noise per convolution.
         """
@@ -140,6 +141,7 @@ class SynthesisNetwork(nn.Module):
         *,
         w_dim: int,
         resolution: int,
+        base_grid: tuple[int, int],
         img_channels: int,
         channel_base: int,
         channel_max: int,
@@ -155,11 +157,12 @@ class SynthesisNetwork(nn.Module):
         in_channels, r = 0, 4
         while r <= resolution:
             out_channels = min(channel_base // r, channel_max)
-            self.blocks[f"{r}x{r}"] = SynthesisBlock(
+            height, width = size_at(r, base_grid)
+            self.blocks[f"{height}x{width}"] = SynthesisBlock(
                 in_channels=in_channels,
                 out_channels=out_channels,
                 w_dim=w_dim,
-                resolution=r,
+                size=(height, width),
                 img_channels=img_channels if architecture == "skip" or r == resolution else 0,
                 architecture=architecture,
                 clamp=conv_clamp,
@@ -177,7 +180,7 @@ class SynthesisNetwork(nn.Module):
                 "none" is no noise.
             rng: on the device of `ws`, one for the batch or one per image; None only if the mode is not "random".
         Returns:
-            [N, img_channels, resolution, resolution] in the dtype of the weights, about in [-1, 1].
+            [N, img_channels, H, W] in the dtype of the weights, about in [-1, 1]; see `Generator.size`.
         """
         assert ws.shape[1] == self.num_ws, ws.shape
         # All noise is drawn before the first layer: a compiler can then take the layers as one piece.
@@ -205,9 +208,10 @@ class Generator(nn.Module):
 
     Args:
         z_dim: width of the latent z.
-        c_dim: number of classes, 0 = no labels.
+        c_dim: number of classes, or width of label vectors; 0 = no labels.
         w_dim: width of the intermediate latent w.
-        resolution: of the images, a power of two from 8 up.
+        resolution: 4 * 2^k of k doublings, which channels go by; for base_grid=(4, 4) height and width of the images.
+        base_grid: height and width of what the first layer has; images are 2^k times as large. See `ganops.shape`.
         img_channels: of the images.
         mapping_layers: layers from z to w.
         mapping_lr_multiplier: relative learning rate of these layers.
@@ -231,6 +235,7 @@ class Generator(nn.Module):
         c_dim: int,
         w_dim: int,
         resolution: int,
+        base_grid: tuple[int, int],
         img_channels: int,
         mapping_layers: int,
         mapping_lr_multiplier: float,
@@ -248,6 +253,7 @@ class Generator(nn.Module):
             "c_dim": c_dim,
             "w_dim": w_dim,
             "resolution": resolution,
+            "base_grid": base_grid,
             "img_channels": img_channels,
             "mapping_layers": mapping_layers,
             "mapping_lr_multiplier": mapping_lr_multiplier,
@@ -262,6 +268,7 @@ class Generator(nn.Module):
         self.c_dim = c_dim
         self.w_dim = w_dim
         self.resolution = resolution
+        self.size = size_at(resolution, base_grid)
         self.img_channels = img_channels
         self.mapping = MappingNetwork(
             z_dim=z_dim,
@@ -274,6 +281,7 @@ class Generator(nn.Module):
         self.synthesis = SynthesisNetwork(
             w_dim=w_dim,
             resolution=resolution,
+            base_grid=base_grid,
             img_channels=img_channels,
             channel_base=channel_base,
             channel_max=channel_max,

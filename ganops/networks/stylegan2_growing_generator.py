@@ -301,15 +301,12 @@ def _synthesis_layer(
     clamp: float | None,
     rng: torch.Generator | None,
 ) -> SynthesisLayer:
-    layer = SynthesisLayer(
+    return SynthesisLayer(
         in_channels=in_channels,
         out_channels=out_channels,
         w_dim=w_dim,
-        resolution=grid[0],
+        size=grid,
         up=up,
         clamp=clamp,
         rng=rng,
     )
-    if grid[0] != grid[1]:
-        layer.noise_const = draw_normal(*grid, rng=rng)  # the layer makes squares
-    return layer

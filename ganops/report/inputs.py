@@ -81,7 +81,9 @@ def read_inputs(paths: Paths, params: Mapping[str, Mapping[str, Any]]) -> Inputs
         raise DataError(f"{paths.result} has no number, or no protocol.name. Run `dvc repro -f fid`.")
     metric = protocol["name"] if protocol["name"] in numbers else numbers[0]  # fid.metrics may be without the distance
     index = _read_json(paths.index, "prepare")
-    missing = {"num_images", "resolution", "channels", "class_names", "class_counts", "digest"} - set(index)
+    missing = {
+        "num_images", "height", "width", "channels", "bits", "multi_label", "class_names", "class_counts", "digest",
+    } - set(index)  # fmt: skip
     if missing:
         raise DataError(f"{paths.index} has no {min(missing)}. Run `dvc repro -f prepare`.")
     pictures = (paths.reals, paths.samples / "grid.png", paths.samples / "truncation.png", paths.neighbours)

@@ -92,12 +92,14 @@ def _headline(inputs: Inputs, metric: Metric) -> str:
 def _data(inputs: Inputs, charts: list[Chart]) -> str:
     index = inputs.index
     source = index.get("source") or {}
-    size, names, counts = index["resolution"], index["class_names"], index["class_counts"]
-    colours = {1: "grey", 3: "RGB", 4: "RGBA"}.get(index["channels"], f"{index['channels']} channels")
+    names, counts = index["class_names"], index["class_counts"]
+    kinds = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}
+    colours = kinds.get(index["channels"], f"{index['channels']} channels")
+    group, groups = ("Attribute", "Attributes") if index["multi_label"] else ("Class", "Classes")
     rows = {
         "Images": index["num_images"],
-        "Size": f"{size} x {size} px, {colours}",
-        "Classes": len(names) or "none, unlabelled",
+        "Size": f"{index['height']} x {index['width']} px (height x width), {colours}, {index['bits']} bits",
+        groups: len(names) or "none, unlabelled",
         "Crop": source.get("crop"),
         "Resize filter": source.get("resize_filter"),
         "Enlarged images": source.get("enlarged"),
@@ -106,8 +108,9 @@ def _data(inputs: Inputs, charts: list[Chart]) -> str:
     facts = table(rows, "What training saw")
     if not names:
         return facts
-    classes = rows_table(("Class", "Images"), zip(names, counts, strict=True), "Images per class")
-    details = f"<details><summary>Images per class as a table</summary>{classes}</details>"
+    title = f"Images per {group.lower()}"
+    classes = rows_table((group, "Images"), zip(names, counts, strict=True), title)
+    details = f"<details><summary>{title} as a table</summary>{classes}</details>"
     return (
         f'<div class="columns"><div>{facts}</div><div>{_chart(class_chart(names, counts), charts)}</div></div>{details}'
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ganops.entry import progress
 from ganops.errors import RunError
 from ganops.images.dataset import Batch, data_order
+from ganops.images.pixels import as_tensor
 from ganops.images.shards import Shards
 
 LOAD_BYTES = 1 << 24  # of images copied at a time while loading them all
@@ -73,9 +74,9 @@ def load_images(shards: Shards, device: torch.device) -> Batch:
         RunError: they do not fit.
     """
     index = shards.index
-    shape = [len(shards), index.channels, index.resolution, index.resolution]
+    dtype = torch.uint8 if index.bits == 8 else torch.int16
     try:
-        images = torch.empty(shape, dtype=torch.uint8, device=device)
+        images = torch.empty([len(shards), *index.image_shape], dtype=dtype, device=device)
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"the images do not fit into the GPU's memory ({str(error).split('.')[0]}). Set run.data_on_gpu: never, or "
@@ -83,7 +84,7 @@ def load_images(shards: Shards, device: torch.device) -> Batch:
         ) from None
     starts = range(0, len(shards), max(LOAD_BYTES // images[0].nbytes, 1))
     for start in progress(starts, len(starts), "loading images", "part"):
-        part = torch.from_numpy(shards.gather(np.arange(start, min(start + starts.step, len(shards)))))
+        part = as_tensor(shards.gather(np.arange(start, min(start + starts.step, len(shards)))))
         images[start : start + starts.step] = to_device(part, device)
     return Batch(images, to_device(torch.from_numpy(shards.labels.copy()), device))
 

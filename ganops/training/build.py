@@ -14,25 +14,33 @@ from ganops.networks.stylegan1_generator import StyleGAN1Generator
 from ganops.networks.stylegan2_discriminator import Discriminator
 from ganops.networks.stylegan2_generator import Generator
 from ganops.networks.stylegan2_growing_generator import GrowingGenerator
+from ganops.shape import Resolution, base_grid, height_width, nominal_resolution
 from ganops.training.schedule import lod_at
-
-BASE_GRID = (4, 4)
 
 
 def build_networks(
-    params: TrainParams, resolution: int, channels: int, num_classes: int
+    params: TrainParams, resolution: Resolution, channels: int, num_classes: int
 ) -> tuple[AnyGenerator, AnyDiscriminator]:
     """G and D of `params` with their initial weights, on the CPU; a pure function of its arguments.
 
     Growing networks are as far grown as training begins.
+
+    Args:
+        params: section `train`.
+        resolution: of the images, px; a number, or height and width.
+        channels: of the images.
+        num_classes: width of labels.
+    Raises:
+        ValueError: no networks make images of that size.
     """
-    c_dim = num_classes if params.conditional else 0
-    return build_generator(params, resolution, channels, c_dim), build_discriminator(
-        params, resolution, channels, c_dim
-    )
+    c_dim, size = num_classes if params.conditional else 0, height_width(resolution)
+    shape = nominal_resolution(*size), base_grid(*size), channels
+    return build_generator(params, *shape, c_dim), build_discriminator(params, *shape, c_dim)
 
 
-def build_generator(params: TrainParams, resolution: int, channels: int, c_dim: int) -> AnyGenerator:
+def build_generator(
+    params: TrainParams, resolution: int, grid: tuple[int, int], channels: int, c_dim: int
+) -> AnyGenerator:
     """G of train.family; see `build_networks`."""
     rng = make_generator(torch.device("cpu"), params.seed, "init", "G")
     if params.family == "stylegan2":
@@ -41,6 +49,7 @@ def build_generator(params: TrainParams, resolution: int, channels: int, c_dim: 
             c_dim=c_dim,
             w_dim=params.w_dim,
             resolution=resolution,
+            base_grid=grid,
             img_channels=channels,
             mapping_layers=params.mapping_layers,
             mapping_lr_multiplier=params.mapping_lr_multiplier,
@@ -57,7 +66,7 @@ def build_generator(params: TrainParams, resolution: int, channels: int, c_dim: 
             z_dim=params.z_dim,
             c_dim=c_dim,
             resolution=resolution,
-            base_grid=BASE_GRID,
+            base_grid=grid,
             img_channels=channels,
             channel_base=params.channel_base,
             channel_max=params.channel_max,
@@ -73,7 +82,7 @@ def build_generator(params: TrainParams, resolution: int, channels: int, c_dim: 
         c_dim=c_dim,
         w_dim=params.w_dim,
         resolution=resolution,
-        base_grid=BASE_GRID,
+        base_grid=grid,
         img_channels=channels,
         mapping_layers=params.mapping_layers,
         mapping_lr_multiplier=params.mapping_lr_multiplier,
@@ -87,13 +96,16 @@ def build_generator(params: TrainParams, resolution: int, channels: int, c_dim: 
     )
 
 
-def build_discriminator(params: TrainParams, resolution: int, channels: int, c_dim: int) -> AnyDiscriminator:
+def build_discriminator(
+    params: TrainParams, resolution: int, grid: tuple[int, int], channels: int, c_dim: int
+) -> AnyDiscriminator:
     """D of train.family; see `build_networks`."""
     rng = make_generator(torch.device("cpu"), params.seed, "init", "D")
     if params.family == "stylegan2":
         return Discriminator(
             c_dim=c_dim,
             resolution=resolution,
+            base_grid=grid,
             img_channels=channels,
             channel_base=params.channel_base,
             channel_max=params.channel_max,
@@ -111,7 +123,7 @@ def build_discriminator(params: TrainParams, resolution: int, channels: int, c_d
         return PGGANDiscriminator(
             c_dim=c_dim,
             resolution=resolution,
-            base_grid=BASE_GRID,
+            base_grid=grid,
             img_channels=channels,
             channel_base=params.channel_base,
             channel_max=params.channel_max,
@@ -126,7 +138,7 @@ def build_discriminator(params: TrainParams, resolution: int, channels: int, c_d
     return StyleGAN1Discriminator(
         c_dim=c_dim,
         resolution=resolution,
-        base_grid=BASE_GRID,
+        base_grid=grid,
         img_channels=channels,
         channel_base=params.channel_base,
         channel_max=params.channel_max,

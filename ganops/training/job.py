@@ -3,6 +3,7 @@
 import signal
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from ganops.errors import Interrupted
 from ganops.images.shards import Shards
 from ganops.launch import is_ended_by_launcher
 from ganops.metrics.evaluate import Yardstick
+from ganops.networks.law import LabelLaw, bounded, label_law
 from ganops.training.run import RunDirectory
 from ganops.training.state import TrainingState
 
@@ -74,6 +76,16 @@ class Job:
     end: int
     init_from: dict[str, Any]
 
+    @cached_property
+    def law(self) -> LabelLaw:
+        """What labels of fakes are drawn by; () if training is not conditional."""
+        return label_law(self.shards) if self.params.train.conditional else ()
+
+    @cached_property
+    def snapshot_law(self) -> LabelLaw:
+        """What snapshots carry of it, and their samples and metrics go by."""
+        return bounded(self.law)
+
     def provenance(self) -> dict[str, Any]:
         """What states and snapshots say of where they come from."""
         return {**self.run.provenance(), "init_from": self.init_from}
@@ -89,5 +101,6 @@ class Job:
             "data_digest": index.digest,
             "class_names": list(index.class_names),
             "class_counts": list(index.class_counts),
+            "bits": index.bits,
             **self.provenance(),
         }

@@ -14,9 +14,11 @@ from ganops.distributed import configure_numerics, deal, on_first_rank, select_d
 from ganops.entry import say
 from ganops.errors import DamagedState, DataError, Diverged, Interrupted, RunError
 from ganops.images.dataset import Batch, iterate_batches
-from ganops.images.shards import ShardIndex, open_shards
+from ganops.images.shard_index import ShardIndex
+from ganops.images.shards import open_shards
 from ganops.launch import local_world_size, rank, world_size
 from ganops.ops.kernels import choose_ops
+from ganops.shape import size_name
 from ganops.training.batches import device_batches, gather_batches, load_images
 from ganops.training.compiled import compile_networks
 from ganops.training.job import Job, Outputs, StopSignal
@@ -63,7 +65,7 @@ from ganops.training.transfer import init_sha256, start_from
 def micro_batches(params: Params) -> int:
     """Micro-batches of a step, the fewest while growing: so many ranks can train."""
     return min(
-        stage.params.batch_size // stage.params.batch_gpu for stage in stages(params.train, params.prepare.resolution)
+        stage.params.batch_size // stage.params.batch_gpu for stage in stages(params.train, params.prepare.nominal)
     )
 
 
@@ -105,7 +107,7 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
     if params.train.metric_kimg:
         yardstick, metric_digest = load_yardstick(statistics_path, params, shards.index, device, root)
 
-    end = end_nimg(params.train, shards.index.resolution)
+    end = end_nimg(params.train, shards.index.nominal)
     identity = run_identity(params.train, shards.index.digest, params.run.fresh, init_sha256(params.train))
     run = on_first_rank(lambda: open_run(root, identity, stop.check))
     state, init_from = _find_state(params, shards.index, run, end, device)
@@ -118,8 +120,8 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
         say(f"train: kimg {state.nimg / 1000:g} was reached before; nothing to train")
     else:
         peak = announce_memory(state, params.train)
-        set_lod(state, moment(params.train, shards.index.resolution, state.nimg).lod)
-        size = shards.index.num_images * shards.index.channels * shards.index.resolution**2
+        set_lod(state, moment(params.train, state.G.resolution, state.nimg).lod)
+        size = shards.index.num_images * shards.index.image_bytes
         if place_images(params.run.data_on_gpu, size, peak, device):
             images = load_images(shards, device)
         compile_networks(state.G, state.D, params.run.compile, params.run.deterministic)
@@ -187,16 +189,20 @@ def check_data(params: Params, index: ShardIndex) -> None:
     Raises:
         DataError: see the messages.
     """
-    for key, found in (("resolution", index.resolution), ("channels", index.channels)):
-        expected = getattr(params.prepare, key)
+    prepare = params.prepare
+    for key, found, expected in (
+        ("resolution", index.resolution, size_name(*prepare.size)),
+        ("channels", index.channels, prepare.channels),
+        ("bits", index.bits, prepare.bits),
+    ):
         if found != expected:
             raise DataError(f"data/shards has {key}={found}, but prepare.{key}={expected}. Run `dvc repro prepare`.")
-    if params.train.conditional and index.num_classes < 2:
+    if params.train.conditional and index.num_classes < (1 if index.multi_label else 2):
         raise DataError(
             f"train.conditional=true, but data/shards has {index.num_classes} classes. "
             "Prepare it with labels, or set train.conditional: false."
         )
-    largest = max(stage.params.batch_size for stage in stages(params.train, index.resolution))
+    largest = max(stage.params.batch_size for stage in stages(params.train, index.nominal))
     if index.num_images < largest:
         raise DataError(f"data/shards has {index.num_images} images, fewer than train.batch_size={largest}.")
 
@@ -225,14 +231,14 @@ def _find_state(
 
     on_first_rank(load)
     share_state(state)
-    set_lod(state, moment(params.train, index.resolution, state.nimg).lod)
+    set_lod(state, moment(params.train, index.nominal, state.nimg).lod)
     return state, init_from
 
 
 def _fresh_state(params: Params, index: ShardIndex, device: torch.device) -> tuple[TrainingState, dict[str, Any]]:
     """The state at nimg 0: random weights, or those of train.init_from."""
     train = params.train
-    state = initial_state(train, index.resolution, index.channels, index.num_classes, device)
+    state = initial_state(train, index.size, index.channels, index.num_classes, device)
     sha256 = init_sha256(train)
     if not sha256:
         return state, {}
@@ -245,7 +251,7 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images:
     `images` are all of them, if the device holds them. Between any two steps the state is whole, so it can be saved
     anywhere here.
     """
-    train, resolution = job.params.train, job.shards.index.resolution
+    train, resolution = job.params.train, job.shards.index.nominal
     clock, writer = Clock(state.nimg), StateWriter()
     batches = open_batches(job, state, images)
     try:
@@ -261,7 +267,7 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images:
             if state.nimg >= job.end:
                 break
             before = state.nimg
-            train_step(state, train, next(batches), job.shards.index.class_counts)
+            train_step(state, train, next(batches), job.law)
             if log is not None:
                 log.bar.update(state.nimg - before)
             if writer.check():
@@ -284,7 +290,7 @@ def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images:
 
 def open_batches(job: Job, state: TrainingState, images: Batch | None) -> Generator[Batch, None, None]:
     """This rank's part of the batches from the state on, of the size that they have there."""
-    seed, now = job.params.train.seed, moment(job.params.train, job.shards.index.resolution, state.nimg).params
+    seed, now = job.params.train.seed, moment(job.params.train, job.shards.index.nominal, state.nimg).params
     own = deal(now.batch_size // now.batch_gpu, rank(), world_size())
     part = range(own.start * now.batch_gpu, own.stop * now.batch_gpu)
     if images is not None:
@@ -345,7 +351,7 @@ def _roll_back(job: Job, state: TrainingState, error: Diverged) -> None:
 
     on_first_rank(load)
     share_state(state)
-    set_lod(state, moment(job.params.train, job.shards.index.resolution, state.nimg).lod)
+    set_lod(state, moment(job.params.train, job.shards.index.nominal, state.nimg).lod)
     say(
         f"train: WARNING: {error}. Roll-back {len(state.retries)} of {allowed}: on from kimg {state.nimg / 1000:g} with "
         "other random draws; the states and snapshots from here on say so"

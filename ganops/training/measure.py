@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ganops.collectives import collect_rounds
 from ganops.config import Params
 from ganops.distributed import derive_seed, on_first_rank
 from ganops.files import sha256_file
-from ganops.images.shards import ShardIndex
+from ganops.images.shard_index import ShardIndex
 from ganops.launch import rank, world_size
 from ganops.metrics.evaluate import Numbers, Yardstick, measure_sample
 from ganops.metrics.features import extract
@@ -25,6 +26,7 @@ from ganops.metrics.statistics import (
     open_extractor,
 )
 from ganops.networks.families import AnyGenerator
+from ganops.networks.law import LabelLaw
 from ganops.networks.sampling import generate_images, image_labels
 from ganops.protocols import OF_GENERATOR, SHARDS
 
@@ -70,8 +72,9 @@ def measure_metrics(
     G_ema: AnyGenerator,
     seed: int,
     count: int,
-    class_counts: Sequence[int],
+    law: LabelLaw,
     batch_size: int,
+    bits: Literal[8, 16],
     check_stop: Callable[[], None],
 ) -> Numbers:
     """Metrics of `count` images of G_ema; the same images every time, psi 1, random noise.
@@ -84,8 +87,9 @@ def measure_metrics(
         G_ema: the averaged generator.
         seed: train.seed; the sample is a function of it.
         count: images to draw.
-        class_counts: the empirical law of the labels.
+        law: what labels are drawn by.
         batch_size: images per pass of G_ema.
+        bits: of the images.
         check_stop: called between batches, on every rank alike often; may raise.
     Returns:
         Metric -> number.
@@ -96,8 +100,8 @@ def measure_metrics(
     pieces = [range(start, min(start + piece, count)) for start in range(0, count, piece)]
 
     def measure(indices: range) -> NDArray[np.float32]:
-        labels = image_labels(sample_seed, indices, class_counts)
-        images = generate_images(G_ema, sample_seed, indices, labels, 1.0, None, "random", batch_size)
+        labels = image_labels(sample_seed, indices, law)
+        images = generate_images(G_ema, sample_seed, indices, labels, 1.0, None, "random", batch_size, bits)
         return np.concatenate(list(extract(yardstick.extractor, images, yardstick.batch_size)))
 
     rows: list[NDArray[np.float32]] = []

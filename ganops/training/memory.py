@@ -84,7 +84,7 @@ def _flat_gradients(network: nn.Module) -> Tensor:
 
 
 def _phases(state: TrainingState, params: TrainParams, n: int) -> Iterator[tuple[str, Callable[[], None]]]:
-    counts = (1,) * max(state.G.c_dim, 1)
+    counts = (1,) * max(state.G.c_dim, 1)  # vectors of labels would take no more
     rng = make_generator(state.device, "dry run")
     shape = [n, *image_shape(state.G)]
     real_img = torch.zeros(shape, device=state.device)

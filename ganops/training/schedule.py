@@ -169,7 +169,7 @@ def came_due(since: int, nimg: int, kimg: float) -> bool:
 
 def state_is_due(params: Params, nimg: int) -> bool:
     """Whether a state is saved at `nimg` > 0, where a step has ended."""
-    return came_due(previous_step(params.train, params.prepare.resolution, nimg), nimg, params.run.state_kimg)
+    return came_due(previous_step(params.train, params.prepare.nominal, nimg), nimg, params.run.state_kimg)
 
 
 def ema_beta(nimg: int, params: TrainParams) -> float:

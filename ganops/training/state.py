@@ -23,6 +23,7 @@ from ganops.errors import DamagedState, RunError
 from ganops.files import atomic_path
 from ganops.networks.families import AnyDiscriminator, AnyGenerator
 from ganops.networks.stylegan2_discriminator import Discriminator
+from ganops.shape import Resolution
 from ganops.training.build import build_networks
 from ganops.training.schedule import AdamValues, adam_values
 
@@ -88,7 +89,7 @@ class TrainingState:
 
 
 def initial_state(
-    params: TrainParams, resolution: int, channels: int, num_classes: int, device: torch.device
+    params: TrainParams, resolution: Resolution, channels: int, num_classes: int, device: torch.device
 ) -> TrainingState:
     """The state at nimg 0. G_ema starts as a copy of G. The lowest train.D_freeze_blocks of D do not learn.
 

@@ -6,7 +6,7 @@ micro-batch), and what is logged or averaged is added up in the order of micro-b
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ from ganops.images.dataset import Batch
 from ganops.images.pixels import to_float
 from ganops.networks.families import GROWING, AnyGenerator, active_ws, lod_of
 from ganops.networks.growing import fade_reals
-from ganops.networks.sampling import one_hot
+from ganops.networks.law import LabelLaw, draw_places, labels_at
+from ganops.networks.sampling import encode_labels
 from ganops.training.accumulate import Accumulator, apply_gradients, own_micro_batches
 from ganops.training.augment import augment, draw_augmentation
 from ganops.training.batches import to_device
@@ -42,15 +43,15 @@ from ganops.training.wgan import wgan_dmain_loss, wgan_gmain_loss
 CPU = torch.device("cpu")
 
 
-def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_counts: Sequence[int]) -> None:
+def train_step(state: TrainingState, params: TrainParams, batch: Batch, law: LabelLaw) -> None:
     """Trains on one batch in place and advances `state.nimg`. Reads nothing back from the GPU, but ADA's statistic.
 
     Args:
         state: everything that changes.
         params: section `train`.
-        batch: uint8 images [n, C, H, W] and their labels, at best on the state's device: those of this rank's
+        batch: images [n, C, H, W] of 8 or 16 bits and their labels, at best on the state's device: those of this rank's
             micro-batches, in order.
-        class_counts: the empirical law that labels of fakes are drawn by.
+        law: how often each label is there: what labels of fakes are drawn by.
     """
     now = moment(params, state.G.resolution, state.nimg)
     params = now.params
@@ -63,10 +64,10 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
     ]
     nonfinite = torch.zeros([], dtype=torch.bool, device=state.device)
     if not params.D_first:
-        nonfinite |= train_G(state, params, class_counts, now)
-    nonfinite |= train_D(state, params, class_counts, reals, now)
+        nonfinite |= train_G(state, params, law, now)
+    nonfinite |= train_D(state, params, law, reals, now)
     if params.D_first:
-        nonfinite |= train_G(state, params, class_counts, now)
+        nonfinite |= train_G(state, params, law, now)
     state.nonfinite_steps.copy_(torch.where(nonfinite, state.nonfinite_steps + 1, 0))
     if params.augment == "ada" and (now.step + 1) % params.ada_interval == 0:
         move_augment_p(state, params)
@@ -77,27 +78,27 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, class_co
     )  # what is shown of the state is a function of nimg
 
 
-def train_G(state: TrainingState, params: TrainParams, class_counts: Sequence[int], now: Moment) -> Tensor:
+def train_G(state: TrainingState, params: TrainParams, law: LabelLaw, now: Moment) -> Tensor:
     """The phases of G, in one of train.D_repeats steps: the first of them, or the last when D goes first."""
     turn = params.D_repeats - 1 if params.D_first else 0
     if now.step % params.D_repeats != turn:
         return torch.zeros([], dtype=torch.bool, device=state.device)
-    nonfinite = gmain_phase(state, params, class_counts)
+    nonfinite = gmain_phase(state, params, law)
     due = params.pl_interval > 1 and phase_is_due(now.step // params.D_repeats, params.pl_interval)
     if params.pl_weight and due:
-        nonfinite |= gpl_phase(state, params, class_counts)
+        nonfinite |= gpl_phase(state, params, law)
     return nonfinite
 
 
 def train_D(
     state: TrainingState,
     params: TrainParams,
-    class_counts: Sequence[int],
+    law: LabelLaw,
     reals: list[tuple[Tensor, Tensor]],
     now: Moment,
 ) -> Tensor:
     """The phases of D, in every step."""
-    nonfinite = dmain_phase(state, params, class_counts, reals)
+    nonfinite = dmain_phase(state, params, law, reals)
     if params.r1_gamma and params.r1_interval > 1 and phase_is_due(now.step, params.r1_interval):
         nonfinite |= dr1_phase(state, params, reals)
     return nonfinite
@@ -174,13 +175,13 @@ def without_gradients(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
+def gmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw) -> Tensor:
     """G against D, and path length regularisation if it is of every step. Returns whether a gradient was not finite."""
     joined = params.pl_weight > 0 and params.pl_interval == 1
     losses = Accumulator(state, params, state.G)
     with without_gradients(state.D):
         for index in own_micro_batches(params):
-            latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, class_counts)
+            latents = draw_latents(state, params, "Gmain", index, params.batch_gpu, law)
             rng = make_generator(state.device, random_stream(state, params), "Gmain", "noise", state.nimg, index)
             args = (state.G, state.D, latents)
             augment_fake = make_augment(state, params, "Gmain", "fake", index, present_p(state, params))
@@ -188,35 +189,33 @@ def gmain_phase(state: TrainingState, params: TrainParams, class_counts: Sequenc
                 main = wgan_gmain_loss(*args, params.acgan_weight, "random", rng, augment_fake)
             else:
                 main = gmain_loss(*args, "random", rng, augment_fake)
-            regularisers = [(_gpl_of(state, params, class_counts, index), 1.0)] if joined else []
+            regularisers = [(_gpl_of(state, params, law, index), 1.0)] if joined else []
             losses.add(index, [(main, 1.0), *regularisers])
     return apply_gradients(state, losses.finish(), state.G_opt, "G_grad_norm")
 
 
-def gpl_phase(state: TrainingState, params: TrainParams, class_counts: Sequence[int]) -> Tensor:
+def gpl_phase(state: TrainingState, params: TrainParams, law: LabelLaw) -> Tensor:
     """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
     losses = Accumulator(state, params, state.G)
     for index in own_micro_batches(params):
-        losses.add(index, [(_gpl_of(state, params, class_counts, index), float(params.pl_interval))])
+        losses.add(index, [(_gpl_of(state, params, law, index), float(params.pl_interval))])
     return apply_gradients(state, losses.finish(), state.G_opt, None)
 
 
-def _gpl_of(state: TrainingState, params: TrainParams, class_counts: Sequence[int], index: int) -> PhaseLoss:
+def _gpl_of(state: TrainingState, params: TrainParams, law: LabelLaw, index: int) -> PhaseLoss:
     count = pl_batch_size(params.batch_gpu, params.pl_batch_shrink)
-    latents = draw_latents(state, params, "Gpl", index, count, class_counts)
+    latents = draw_latents(state, params, "Gpl", index, count, law)
     rng = make_generator(state.device, random_stream(state, params), "Gpl", "noise", state.nimg, index)
     pl_noise = torch.randn([count, *image_shape(state.G)], device=state.device, generator=rng)
     return gpl_loss(state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng)
 
 
-def dmain_phase(
-    state: TrainingState, params: TrainParams, class_counts: Sequence[int], reals: list[tuple[Tensor, Tensor]]
-) -> Tensor:
+def dmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
     """D on fakes and reals, and the R1 penalty if it is of every step."""
     joined = params.r1_gamma > 0 and params.r1_interval == 1
     losses = Accumulator(state, params, state.D)
     for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
-        latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, class_counts)
+        latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, law)
         rng = make_generator(state.device, random_stream(state, params), "Dmain", "noise", state.nimg, index)
         args = (state.G, state.D, latents, real_img, real_c)
         p = present_p(state, params)
@@ -248,8 +247,8 @@ def _dr1_of(state: TrainingState, params: TrainParams, real_img: Tensor, real_c:
 
 def image_shape(G: AnyGenerator) -> tuple[int, int, int]:
     """[C, H, W] of the images that G makes and D sees, as far as they have grown."""
-    size = G.resolution >> math.floor(lod_of(G))
-    return G.img_channels, size, size
+    missing = math.floor(lod_of(G))
+    return G.img_channels, G.size[0] >> missing, G.size[1] >> missing
 
 
 def real_micro_batch(
@@ -268,11 +267,11 @@ def real_micro_batch(
         img = torch.where(flip, img.flip(3), img)
     if lod_of(state.G):
         img = fade_reals(img, lod_of(state.G))
-    return img, one_hot(to_device(batch.labels[part], state.device), state.G.c_dim)
+    return img, encode_labels(to_device(batch.labels[part], state.device), state.G.c_dim)
 
 
 def draw_latents(
-    state: TrainingState, params: TrainParams, phase: str, index: int, count: int, class_counts: Sequence[int]
+    state: TrainingState, params: TrainParams, phase: str, index: int, count: int, law: LabelLaw
 ) -> Latents:
     """z, labels by the empirical law, and by chance a second z with a cut-off, for one micro-batch of a phase.
 
@@ -282,14 +281,12 @@ def draw_latents(
     z = torch.randn([count, params.z_dim], generator=rng)
     labels = torch.zeros(count, dtype=torch.int64)
     if state.G.c_dim:
-        bounds = torch.tensor(class_counts, dtype=torch.int64).cumsum(0)
-        places = torch.randint(int(bounds[-1]), [count], generator=rng)
-        labels = torch.searchsorted(bounds, places, right=True)
+        labels = labels_at(law, draw_places(law, count, rng))
     z_mixed, cutoff = None, None
     if torch.rand([], generator=rng) < params.style_mixing_prob:
         cutoff = int(torch.randint(1, active_ws(state.G), [], generator=rng))
         z_mixed = to_device(torch.randn([count, params.z_dim], generator=rng), state.device)
-    c = one_hot(to_device(labels, state.device), state.G.c_dim)
+    c = encode_labels(to_device(labels, state.device), state.G.c_dim)
     return Latents(to_device(z, state.device), c, z_mixed, cutoff)
 
 

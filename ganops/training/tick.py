@@ -15,6 +15,7 @@ from ganops.entry import say
 from ganops.errors import Diverged
 from ganops.files import copy_file, format_bytes, write_bytes
 from ganops.launch import rank, world_size
+from ganops.networks.law import grid_labels
 from ganops.networks.snapshot import save_snapshot
 from ganops.networks.table import describe_networks
 from ganops.ops.kernels import use_kernels
@@ -81,15 +82,16 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
             state.G_ema,
             train.seed,
             train.metric_images,
-            job.shards.index.class_counts,
+            job.snapshot_law,
             train.batch_gpu,
+            job.shards.index.bits,
             job.stop.check_all,
         )
         _keep_if_best(job, state, Best(state.nimg, row["metric"], row[train.best_by], job.metric_digest))
     if log is not None:
         if came_due(state.tick_nimg, state.nimg, train.snapshot_kimg):
             path = run.path / "snapshots" / f"{state.nimg:09d}.safetensors"
-            save_snapshot(path, state.G_ema, job.snapshot_metadata(state))
+            save_snapshot(path, state.G_ema, job.snapshot_metadata(state), job.snapshot_law)
         if train.augment == "ada" and state.augment_p >= train.ada_max_p:
             _say_cap(train, log, means["real_sign"])
         log.write_classes(classes)
@@ -170,7 +172,7 @@ def _keep_if_best(job: Job, state: TrainingState, new: Best) -> None:
     state.best = tuple(sorted([*alike, new], key=lambda best: (sign * best.value, -best.nimg)))[: train.keep_best]
     if rank() == 0:
         if new in state.best:
-            save_snapshot(job.run.best_path(new.nimg), state.G_ema, job.snapshot_metadata(state))
+            save_snapshot(job.run.best_path(new.nimg), state.G_ema, job.snapshot_metadata(state), job.snapshot_law)
         write_best_index(job.run, state.best)
 
 
@@ -180,7 +182,7 @@ def draw_picture(job: Job, state: TrainingState, log: RunLog | None) -> None:
         return
     path = job.run.path / "grids" / f"{state.nimg // 1000:06d}.png"
     try:
-        draw_grid(path, job.params.train, state.G_ema)
+        draw_grid(path, job.params.train, state.G_ema, grid_labels(job.law))
         log.add_picture(path)
     except OSError as error:
         _say_lost(path, error)
@@ -207,13 +209,13 @@ def announce(job: Job, state: TrainingState) -> None:
         say(describe_augmentation(job.params.train, index.channels))
     ranks = f"{world_size()} ranks, " if world_size() > 1 else ""
     say(
-        f"train: {index.num_images} images {index.channels}x{index.resolution}x{index.resolution}, "
-        f"{index.num_classes or 'no'} classes, on {ranks}{device_name(state.device)}"
+        f"train: {index.num_images} images {index.describe()}, "
+        f"{index.num_classes or 'no'} {index.label_kind}, on {ranks}{device_name(state.device)}"
     )
     sizes = [sum(t.nbytes for t in tensors) for tensors in (state_tensors(state).values(), state.G_ema.parameters())]
     say(check_disk(run, sizes[0], sizes[1], job.params.train, job.params.run))
     try:
-        draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+        draw_reals(run.path / "reals.png", job.shards, grid_labels(job.law))
     except OSError as error:
         _say_lost(run.path / "reals.png", error)
 
@@ -261,11 +263,11 @@ def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
         save_state(final, state, job.provenance())
     prune_run(job, state)
     if not (run.path / "reals.png").exists():  # lost at the start, but DVC expects it
-        draw_reals(run.path / "reals.png", job.shards, state.G.c_dim)
+        draw_reals(run.path / "reals.png", job.shards, grid_labels(job.law))
     for name in ("reals.png", "layers.txt", "classes.csv"):
         copy_file(run.path / name, outputs.results / name)
     copy_file(final, outputs.state)
-    save_snapshot(outputs.last, state.G_ema, job.snapshot_metadata(state))
+    save_snapshot(outputs.last, state.G_ema, job.snapshot_metadata(state), job.snapshot_law)
     for path in outputs.best_folder.glob("*"):  # of an earlier run outside DVC, which empties it itself
         path.unlink()
     write_best_index(run, state.best)

@@ -44,6 +44,7 @@ def golden_generator(dtype: torch.dtype) -> Generator:
         c_dim=0,
         w_dim=64,
         resolution=32,
+        base_grid=(4, 4),
         img_channels=3,
         mapping_layers=8,
         mapping_lr_multiplier=0.01,
@@ -65,6 +66,7 @@ def golden_discriminator(dtype: torch.dtype) -> Discriminator:
     network = Discriminator(
         c_dim=0,
         resolution=32,
+        base_grid=(4, 4),
         img_channels=3,
         mapping_layers=8,
         mapping_lr_multiplier=0.01,

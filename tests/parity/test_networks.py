@@ -109,6 +109,7 @@ def published_networks(channel_base: int, resolution: int) -> tuple[Generator, D
             c_dim=0,
             w_dim=512,
             resolution=resolution,
+            base_grid=(4, 4),
             img_channels=3,
             mapping_layers=8,
             mapping_lr_multiplier=0.01,
@@ -123,6 +124,7 @@ def published_networks(channel_base: int, resolution: int) -> tuple[Generator, D
         D = Discriminator(
             c_dim=0,
             resolution=resolution,
+            base_grid=(4, 4),
             img_channels=3,
             mapping_layers=8,
             mapping_lr_multiplier=0.01,

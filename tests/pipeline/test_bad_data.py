@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ganops.errors import RunError
 from ganops.files import sha256_file
-from ganops.images.shards import Shard, ShardWriter, _digest
+from ganops.images.shard_index import Shard, shards_digest
+from ganops.images.shards import ShardWriter
 from ganops.training.state import DamagedState, is_state, read_state, read_state_metadata
 from tests.pipeline.clone import Clone, environment, wait_for
 
@@ -83,7 +84,7 @@ def other_resolution_and_checksums(shards: Path) -> None:
         listed = index["shards"]
         assert isinstance(listed, list)
         listed[1]["sha256"] = sha256_file(shards / "00001.h5")
-        index["digest"] = _digest(tuple(Shard(**entry) for entry in listed))
+        index["digest"] = shards_digest(tuple(Shard(**entry) for entry in listed))
 
     edit_index(shards, change)
 
@@ -95,7 +96,7 @@ def another_data_set(shards: Path) -> None:
 
 
 def index_of_other_resolution(shards: Path) -> None:
-    edit_index(shards, lambda index: index.update(resolution=16))
+    edit_index(shards, lambda index: index.update(height=16, width=16))
 
 
 CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {

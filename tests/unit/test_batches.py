@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ganops.errors import RunError
-from ganops.images.dataset import Batch, iterate_batches
+from ganops.images.dataset import Batch, data_order, iterate_batches
+from ganops.images.pixels import as_array
 from ganops.images.shards import Shards, ShardWriter, open_shards
 from ganops.networks.sampling import one_hot
 from ganops.training import batches, memory
@@ -76,6 +77,24 @@ def test_gathered_batches_are_those_of_the_shards(shards: Shards, start: int, pa
     gathered = take(gather_batches(data, 7, start, 6, part), 20)
     assert_same(gathered, take(cast(Generator[Batch], iterate_batches(shards, 7, start, 6, part)), 20))
     assert len({batch.images.numpy().tobytes() for batch in gathered}) > 15
+
+
+def test_16_bits_and_label_vectors_reach_the_device(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 65536, (23, 2, 6, 8), dtype=np.uint16)
+    vectors = rng.random((23, 3), dtype=np.float32)
+    with ShardWriter(tmp_path, 10, (6, 8), 2, tuple("abc"), {}, bits=16, multi_label=True) as writer:
+        writer.append(images, vectors)
+        writer.close({})
+    shards = open_shards(tmp_path, verify=True)
+    data = load_images(shards, CPU)
+    assert np.array_equal(as_array(data.images), images)
+    gathered = take(gather_batches(data, 7, 5, 6), 9)
+    assert_same(gathered, take(cast(Generator[Batch], iterate_batches(shards, 7, 5, 6)), 9))
+    for batch, start in zip(gathered, range(5, 60, 6), strict=False):
+        places = data_order(7, start, 6, 23)
+        assert np.array_equal(as_array(batch.images), images[places])
+        assert np.array_equal(batch.labels.numpy(), vectors[places])
 
 
 def test_batches_larger_than_the_data_set(shards: Shards) -> None:

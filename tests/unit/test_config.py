@@ -32,8 +32,25 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
             {"train.batch_size": 30, "train.batch_gpu": 4},
             "batch_size=30 is not a multiple of train.batch_gpu=4. Use 28 or 32",
         ),
-        ({"prepare.resolution": 24}, "resolution=24 is not a power of two"),
-        ({"prepare.resolution": 4}, "resolution=4 is not a power of two from 8 up.*use 8 or 16"),
+        (
+            {"prepare.resolution": 25},
+            "prepare.resolution=25: 25x25 px .* cannot be reached by doubling.*24x24 or 26x26",
+        ),
+        ({"prepare.resolution": 4}, "prepare.resolution=4: 4x4 px .*The nearest that can: 6x6 or 8x8"),
+        ({"prepare.resolution": [1080, 1920]}, r"resolution=\[1080, 1920\].*can: 1024x1920 or 1152x1920"),
+        ({"prepare.resolution": [16, 16, 3]}, "prepare.resolution="),
+        ({"prepare.resolution": [16]}, "prepare.resolution="),
+        ({"prepare.resolution": [16, 0]}, "prepare.resolution="),
+        ({"prepare.channels": 0}, "prepare.channels=0"),
+        ({"prepare.bits": 12}, "prepare.bits=12"),
+        (
+            {"prepare.resolution": [16, 12], "train.D_freeze_blocks": 3, "train.init_from": "state.safetensors"},
+            "D has 2 blocks .*Use 0 to 2",
+        ),
+        (
+            {"prepare.resolution": [2048, 1536], "train.channel_base": 512},
+            "gives no channel .* for this shape that is 2048",
+        ),
         ({"train.batch_size": "32"}, "train.batch_size='32'"),
         ({"train.seed": True}, "train.seed=True"),
         ({"train.style_mixing_prob": 1.5}, "train.style_mixing_prob=1.5"),
@@ -74,7 +91,6 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
             "stats.num_real=null, but fid.protocol=fid50k is measured with 50000",
         ),
         ({"stats.extractor": "Inception-2015"}, r"Did you mean inception-2015\?"),
-        ({"prepare.channels": 4}, "prepare.channels=4, but stats.extractor=efficientnet-lite0 sees no transparency"),
         ({"stats.reference": "./data/shards"}, "is the training images. Write it as data/shards"),
         ({"stats.reference": "data/shards/"}, "is the training images. Write it as data/shards"),
         (
@@ -83,6 +99,10 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
         ),
         (
             {"stats.extractor": "inception-2015", "prepare.resolution": 8, "fid.metrics": ["ppl_wend"]},
+            "fid.metrics has ppl_wend, which LPIPS measures from prepare.resolution=16 on",
+        ),
+        (
+            {"stats.extractor": "inception-2015", "prepare.resolution": [16, 12], "fid.metrics": ["ppl_wend"]},
             "fid.metrics has ppl_wend, which LPIPS measures from prepare.resolution=16 on",
         ),
         (

@@ -1,13 +1,16 @@
 """Feature networks: the right weights or one clear line, and names that cannot lie."""
 
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
 from ganops.errors import DataError, WeightsError
+from ganops.images.pixels import as_tensor
 from ganops.metrics import extractor as module
 from ganops.metrics import inception, weights
 from ganops.metrics.extractor import Extractor, file_suffix, load_extractor
@@ -44,12 +47,28 @@ def test_efficientnet_has_its_real_weights(monkeypatch: pytest.MonkeyPatch) -> N
         assert logits.argmax() == expected
 
 
-def test_efficientnet_takes_grey_as_rgb_and_refuses_alpha() -> None:
-    extractor = load_lite()
+def test_efficientnet_sees_rgb_of_any_channels() -> None:
+    extractor = replace(load_lite(), background=(10, 200, 90))
     grey = images(1)
     assert torch.equal(extractor.features(grey), extractor.features(grey.expand(-1, 3, -1, -1).contiguous()))
-    with pytest.raises(DataError, match="4 channels"):
-        extractor.features(images(4))
+    many = images(6)
+    assert torch.equal(extractor.features(many), extractor.features(many[:, :3].contiguous()))
+    for channels in (2, 4):
+        layered = images(channels)
+        colour = layered[:, :1].expand(-1, 3, -1, -1) if channels == 2 else layered[:, :3]
+        alpha, ground = layered[:, -1:].double() / 255, torch.tensor([10.0, 200.0, 90.0]).double()[:, None, None]
+        flat = (colour * alpha + ground * (1 - alpha)).round().to(torch.uint8)
+        assert torch.equal(extractor.features(layered), extractor.features(flat))
+    said = [extractor.channels_seen(channels) for channels in (1, 2, 3, 4, 6)]
+    ground_text = "on background 10 200 90"
+    assert said == ["grey, three times", f"grey {ground_text}", "RGB", f"RGB {ground_text}", "the first three of 6"]
+
+
+def test_16_bits_are_seen_as_8() -> None:
+    extractor = load_lite()
+    levels = np.random.default_rng(0).integers(0, 65536, (3, 3, 20, 28), dtype=np.uint16)
+    rounded = torch.from_numpy(np.floor(levels / 257 + 0.5).astype(np.uint8))
+    assert torch.equal(extractor.features(as_tensor(levels)), extractor.features(rounded))
 
 
 def test_folded_batch_norms_are_equal_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

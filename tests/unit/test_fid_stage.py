@@ -294,8 +294,9 @@ def test_classes_are_matched_by_name(
 def test_every_metric_at_once(root: Path) -> None:
     rng = make_generator(torch.device("cpu"), 0, "G")
     G = Generator(
-        z_dim=4, c_dim=3, w_dim=4, resolution=8, img_channels=1, mapping_layers=1, mapping_lr_multiplier=0.01,
-        channel_base=32, channel_max=4, architecture="skip", precision="float32", low_precision_resolutions=0,
+        z_dim=4, c_dim=3, w_dim=4, resolution=8, base_grid=(4, 4), img_channels=1, mapping_layers=1,
+        mapping_lr_multiplier=0.01, channel_base=32, channel_max=4,
+        architecture="skip", precision="float32", low_precision_resolutions=0,
         conv_clamp=None, rng=rng,
     )  # fmt: skip
     save_snapshot(root / "models" / "last.safetensors", G, {"class_counts": [10, 10, 10]})
@@ -383,3 +384,54 @@ def test_the_tool_prints_json_and_ends_mistakes_in_a_line(root: Path, network: d
         wrong = evaluate("data/samples", "data/stats.npz", target)
         assert "no place for a file" in wrong.stderr
         assert wrong.stdout == ""
+
+
+def write_layered(folder: Path, seed: int, count: int, source: dict[str, object]) -> str:
+    """Random 16-bit grey with alpha, 16x12, each with three attributes; their digest."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 65536, (count, 2, 16, 12), dtype=np.uint16) >> seed
+    vectors = rng.random((count, 3), dtype=np.float32)
+    with ShardWriter(folder, 16, (16, 12), 2, ("a", "b", "c"), {}, bits=16, multi_label=True) as writer:
+        writer.append(images, vectors)
+        return writer.close(source).digest
+
+
+def test_other_shapes_channels_bits_and_labels(root: Path) -> None:
+    shutil.rmtree("data/shards")
+    digest = write_layered(root / "data" / "shards", 0, 40, {})
+    write_layered(root / "data" / "samples", 1, 25, {"training": {"data_digest": digest, "kimg": 3.0}})
+    changes = {
+        "prepare__resolution": [16, 12], "prepare__channels": 2, "prepare__bits": 16, "prepare__background": [9, 8, 7],
+        "stats__extractor": "efficientnet-lite0", "fid__protocol": "clean", "stats__keep_features": 40,
+        "fid__metrics": ["distance", "class_distance"],
+    }  # fmt: skip
+    result = run_both(root, **changes)
+    about = result["protocol"]
+    assert (about["resolution"], about["channels"], about["bits"]) == ("16x12", 2, 16)
+    assert about["channels_seen"] == "grey on background 9 8 7"
+    real = open_shards(Path("data/shards"), verify=False).labels
+    fake = open_shards(Path("data/samples"), verify=False).labels[:FAKES]
+    counts = {name: (int((real[:, i] > 0.5).sum()), int((fake[:, i] > 0.5).sum())) for i, name in enumerate("abc")}
+    classes = result["classes"]
+    assert {name: (numbers["num_real"], numbers["num_fake"]) for name, numbers in classes.items()} == counts
+    assert result["class_distance_efflite0"] == pytest.approx(
+        np.mean([numbers["class_distance_efflite0"] for numbers in classes.values()])
+    )
+    picture = np.asarray(Image.open("results/neighbours.png"))
+    assert picture.shape == (16 * (48 + 2) - 2, 6 * (36 + 2) - 2, 4)
+    with pytest.raises(DataError, match="^channels_seen is grey on background 9 8 7 in the .* background 0 0 0 for"):
+        fid.main(make_stage(root, "fid", **(changes | {"prepare__background": [0, 0, 0]})))
+    statistics = load_statistics(Path("data/stats.npz"))
+    assert np.array_equal(statistics.labels, real[statistics.places])
+    same = evaluate_images(Path("data/shards"), Path("data/stats.npz"), make_params(root, **changes), root)
+    assert same["class_distance_efflite0"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reference_of_another_shape_is_refused(root: Path, network: dict[str, object]) -> None:
+    (root / "others").mkdir()
+    for index in range(12):
+        Image.fromarray(np.full((12, 16), index, np.uint8)).save(root / "others" / f"{index}.png")
+    changes = {"stats__reference": "others", **network}
+    with pytest.raises(DataError, match="others holds images of 12x16 px with 1 channels"):
+        stats.main(make_stage(root, "stats", prepare__resolution=[16, 12], **changes))
+    stats.main(make_stage(root, "stats", prepare__resolution=[12, 16], **changes))

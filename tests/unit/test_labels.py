@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from ganops.errors import DataError
@@ -55,7 +56,22 @@ def test_json() -> None:
         (as_json([["a/0.png", -1]]), "entry 1"),
         (as_json([["a/0.png", True]]), "entry 1"),
         (as_json([["a/0.png", 1.0]]), "entry 1"),
-        (as_json([["a/0.png", [0.5, 0.5]]]), "entry 1"),
+        (as_json([["a/0.png", []]]), "entry 1"),
+        (as_json([["a/0.png", [0.5, 0.5]]]), "2 of 3 images have no label"),
+        (
+            as_json([["a/0.png", [0.5, 0.5]], ["a/1.png", 1]]),
+            r"entry 2 .* expected \[name, list of 2 numbers .* has 2\]?",
+        ),
+        (as_json([["a/0.png", 1], ["a/1.png", [1, 0]]]), r"entry 2 .* expected \[name, integer from 0 up\]"),
+        (as_json([["a/0.png", [0, 1]], ["a/1.png", [0, 1, 1]]]), "entry 2"),
+        (as_json([["a/0.png", [0, 1]], ["a/1.png", [0, True]]]), "entry 2"),
+        (as_json([["a/0.png", [0, 1]], ["a/1.png", [0, None]]]), "entry 2"),
+        (as_json([["a/0.png", [0, 1]], ["a/1.png", [0, "1"]]]), "entry 2"),
+        (as_json([["a/0.png", [0, float("nan")]]]), "entry 1"),
+        (as_json([["a/0.png", [0, float("inf")]]]), "entry 1"),
+        (as_json([["a/0.png", [0, 1e7]]]), r"entry 1 .* within \+-1e\+06"),
+        (as_json([[name, [0, 1]] for name in [*NAMES, "c/0.png"]]), r"1 of 4 labels have no image: c/0\.png\. "),
+        (as_json([[name, [0] * 65536] for name in NAMES]), "65536 numbers per image"),
         (as_json([["a/0.png", "cat"]]), "entry 1"),
         (as_json([[3, 0]]), "entry 1"),
         (as_json([["a/0.png", 0], ["a/1.png", 1]]), r"1 of 3 images have no label: b/0\.png\. "),
@@ -95,12 +111,41 @@ def test_csv_with_names_and_with_numbers() -> None:
         (b"name,label\na/0.png,c\na/1.png,d\nb/0.png,d\nz.png,d\n", r"1 of 4 labels have no image: z\.png"),
         (b"name,label\na/0.png,c\na/1.png,d\nb/0.png,d\na/0.png,d\n", r"more than once: a/0\.png"),
         (b"name,label\na/0.png,1\na/1.png,2\nb/0.png,99999999999999999\n", "not a class index"),
+        (b"name,smiling\na/0.png,1\n", "first line is 'name,smiling', expected name,label or, for several"),
+        (b"file,a,b\na/0.png,1,0\n", "first line is 'file,a,b'"),
+        (b"name,a,\na/0.png,1,0\n", "first line is 'name,a,'"),
+        (b"name,a,b,a\na/0.png,1,0,1\n", "columns that stand more than once: a"),
+        (b"name,a,b\na/0.png,1\n", "line 2: found 'a/0.png,1', expected name,a,b"),
+        (b"name,a,b\na/0.png,1,0\na/1.png,1,\n", "line 3: found"),
+        (b"name,a,b\na/0.png,1,0\na/1.png,1,yes\n", "line 3: 'yes' is not a number"),
+        (b"name,a,b\na/0.png,1,nan\n", "line 2: 'nan' is not a number"),
+        (b"name,a,b\na/0.png,1,-inf\n", "line 2: '-inf' is not a number"),
+        (b"name,a,b\na/0.png,1,1_0\n", "line 2: '1_0' is not a number"),
+        (b"name,a,b\na/0.png,1,2000000\n", r"line 2: '2000000' is not a number within \+-1e\+06"),
+        (b"name,a,b\na/0.png,1,0\na/1.png,0,0\n", r"1 of 3 images have no label: b/0\.png"),
     ],
 )
 def test_wrong_csv(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         csv_labels(content, NAMES)
     assert str(caught.value).startswith("labels.csv")
+
+
+def test_several_labels_per_image() -> None:
+    labels = csv_labels(b"name,smiling, old\nb/0.png,1,-0.0\na/0.png, 0 ,0.5\na/1.png,-1,1e-3\n", NAMES)
+    assert labels.multi_label
+    assert labels.class_names == ("smiling", "old")
+    assert labels.values.dtype == np.float32
+    assert np.array_equal(labels.values, np.array([[0, 0.5], [-1, 1e-3], [1, 0]], np.float32))
+    assert not np.signbit(labels.values[2, 1])
+    labels = json_labels(as_json([["b/0.png", [1, 0.25, 3]], ["a/0.png", [0, 1, 0]], ["a/1.png", [0, 0, -2]]]), NAMES)
+    assert labels.class_names == ("0", "1", "2")
+    assert np.array_equal(labels.values, np.array([[0, 1, 0], [0, 0, -2], [1, 0.25, 3]], np.float32))
+    assert not json_labels(as_json([[name, 1] for name in NAMES]), NAMES).multi_label
+    one = json_labels(as_json([["b/0.png", [0.5]], ["a/0.png", [1]], ["a/1.png", [1]]]), NAMES)
+    assert one.values.shape == (3, 1)
+    with pytest.raises(DataError, match=r"all 3 images are of one class, \[1\.0, 0\.0\]"):
+        read_labels("json", NAMES, table(as_json([[name, [1, 0]] for name in NAMES])))
 
 
 def test_accents_are_compared_composed() -> None:

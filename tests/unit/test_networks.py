@@ -35,6 +35,7 @@ def make_generator(
         c_dim=c_dim,
         w_dim=12,
         resolution=16,
+        base_grid=(4, 4),
         img_channels=3,
         mapping_layers=2,
         mapping_lr_multiplier=0.01,
@@ -61,6 +62,7 @@ def make_discriminator(
     return Discriminator(
         c_dim=c_dim,
         resolution=16,
+        base_grid=(4, 4),
         img_channels=3,
         mapping_layers=2,
         mapping_lr_multiplier=0.01,

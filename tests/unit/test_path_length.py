@@ -45,7 +45,7 @@ class LinearGenerator:
     def synthesis(self, ws: Tensor, mode: str, rng: list[torch.Generator]) -> Tensor:
         assert mode == "random"
         img = self.scale * ws[:, 0].reshape(-1, 1, 16, 16)
-        return img + self.noise * draw_noise(len(ws), 16, CPU, rng)
+        return img + self.noise * draw_noise(len(ws), (16, 16), CPU, rng)
 
 
 def squared(img0: Tensor, img1: Tensor) -> Tensor:

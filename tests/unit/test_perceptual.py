@@ -4,6 +4,7 @@ import hashlib
 import urllib.error
 import urllib.request
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,9 +197,18 @@ def test_manners_of_both_distances(name: str, request: pytest.FixtureRequest) ->
     rgb = perceptual.distance(grey0.expand(-1, 3, -1, -1).contiguous(), grey1.expand(-1, 3, -1, -1).contiguous())
     assert torch.allclose(perceptual.distance(grey0, grey1), rgb, rtol=1e-5)
     assert rgb.dtype == torch.float32
+    many0, many1 = images(0, channels=6), images(1, channels=6)
+    assert torch.equal(perceptual.distance(many0, many1), perceptual.distance(many0[:, :3], many1[:, :3]))
+    on_ground = replace(perceptual, background=(10, 200, 90))
     for channels in (2, 4):
-        with pytest.raises(DataError, match=f"1 or 3 channels, but these have {channels}"):
-            perceptual.distance(images(0, channels=channels), images(1, channels=channels))
+        layered = images(0, channels=channels), images(1, channels=channels)
+        ground = torch.tensor([10.0, 200.0, 90.0])[:, None, None] / 127.5 - 1
+        flat = []
+        for img in layered:
+            colour = img[:, :1].expand(-1, 3, -1, -1) if channels == 2 else img[:, :3]
+            alpha = ((img[:, -1:] + 1) / 2).clamp(0, 1)
+            flat.append(colour * alpha + ground * (1 - alpha))
+        assert torch.allclose(on_ground.distance(*layered), perceptual.distance(*flat), rtol=1e-3)
     with pytest.raises(DataError, match="not finite"):
         perceptual.distance(one, one * float("nan"))
 

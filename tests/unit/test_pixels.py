@@ -8,7 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ganops.images.pixels import magnify, make_grid, save_png, to_float, to_uint8
+from ganops.images.pixels import (
+    as_array,
+    as_tensor,
+    for_eyes,
+    magnify,
+    make_grid,
+    quantize,
+    save_png,
+    to_8_bits,
+    to_float,
+    to_rgb,
+    to_uint8,
+    to_uint16,
+)
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -23,6 +36,55 @@ def test_to_float_is_affine_with_the_ends_at_one() -> None:
 
 def test_every_level_survives_the_round_trip() -> None:
     assert torch.equal(to_uint8(to_float(LEVELS)), LEVELS)
+
+
+def test_every_level_of_16_bits_survives_the_round_trip() -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(1, 1, 256, 256)
+    images = as_tensor(levels)
+    assert images.dtype == torch.int16
+    assert np.array_equal(as_array(images), levels)
+    img = to_float(images)
+    assert img.dtype == torch.float32
+    assert np.array_equal(img.numpy(), levels.astype(np.float32) / np.float32(32767.5) - np.float32(1))
+    assert (img.min(), img.max()) == (-1, 1)
+    assert np.array_equal(as_array(quantize(img, 16)), levels)
+    assert np.array_equal(to_8_bits(images).numpy(), np.floor(levels / 257 + 0.5))
+    assert torch.equal(to_8_bits(LEVELS), LEVELS)
+    assert torch.equal(quantize(to_float(LEVELS), 8), LEVELS)
+    with pytest.raises(ValueError, match="int32"):
+        to_float(images.int())
+
+
+def test_to_uint16_follows_the_rule_exactly() -> None:
+    values = [-5.0, -1.0, -0.99999, -0.5, -3.05e-5, -1.5e-5, 0.0, 0.25, 0.5, 0.99, 0.99999, 1.0, 7.0, float("inf")]
+    tops = [min(max(value, -2), 2) for value in values]
+    expected = [max(0, min(65535, (Fraction(value) * Fraction(65535, 2) + 32768).__floor__())) for value in tops]
+    found = to_uint16(torch.tensor(values).reshape(1, 1, 1, -1))
+    assert as_array(found).ravel().tolist() == expected
+    with pytest.raises(ValueError, match="float images"):
+        to_uint16(LEVELS)
+
+
+def test_pictures_of_any_channels_and_bits() -> None:
+    rng = np.random.default_rng(0)
+    for channels, shown in ((1, 1), (2, 4), (3, 3), (4, 4), (5, 3), (9, 3)):
+        images = rng.integers(0, 256, (3, channels, 6, 4), dtype=np.uint8)
+        seen = for_eyes(images)
+        assert seen.shape == (3, shown, 6, 4)
+        if channels == 2:
+            assert np.array_equal(seen, images[:, [0, 0, 0, 1]])
+        else:
+            assert np.array_equal(seen, images[:, :shown])
+        assert np.array_equal(for_eyes(images * np.uint16(257)), seen)
+        assert make_grid(seen, 2).shape[:2] == (2 * 6 + 2, 2 * 4 + 2)
+    assert magnify(images[:, :3]).shape == (3, 3, 48, 32)
+
+
+def test_alpha_is_laid_on_the_background() -> None:
+    images = torch.randint(0, 256, [2, 4, 16, 16], dtype=torch.uint8)
+    alpha, ground = images[:, 3:].double() / 255, torch.tensor([3.0, 250.0, 77.0]).double()[:, None, None]
+    expected = (images[:, :3] * alpha + ground * (1 - alpha)).round()
+    assert torch.equal(to_rgb(images, [3, 250, 77]), expected.to(torch.uint8))
 
 
 def test_to_uint8_follows_the_rule_exactly() -> None:

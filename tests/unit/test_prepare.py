@@ -22,14 +22,16 @@ from PIL import Image
 from ganops.config import PrepareParams
 from ganops.errors import DataError
 from ganops.images import prepare as module
+from ganops.images.listing import list_source
 from ganops.images.prepare import prepare
-from ganops.images.raw import Conversion, list_source
+from ganops.images.raw import Conversion
 from ganops.images.shards import ShardIndex, open_shards
 
 VALUES: dict[str, Any] = {
     "source": "unused",
     "resolution": 8,
     "channels": 3,
+    "bits": 8,
     "labels": "none",
     "crop": "none",
     "resize_filter": "bilinear",
@@ -142,14 +144,14 @@ def test_few_chunks_wait_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", AtOnce)
     names = [f"{i}.png" for i in range(64 * 40)]
-    conversion = Conversion(8, 3, "none", "box", (0, 0, 0))
+    conversion = Conversion(8, 8, 3, 8, "none", "box", (0, 0, 0))
     taken = 0
     for i, chunk in enumerate(module._convert_all(Path("unused"), names, conversion, workers=2)):
         assert list(chunk) == names[64 * i : 64 * i + 64]
         taken += 1
         assert len(submitted) - taken < module.CHUNKS_AHEAD * 2
     assert taken == 40
-    large = Conversion(1024, 4, "none", "box", (0, 0, 0))
+    large = Conversion(1024, 1024, 4, 8, "none", "box", (0, 0, 0))
     submitted.clear()
     next(module._convert_all(Path("unused"), names, large, workers=2))
     assert {len(chunk) for chunk in submitted} == {1}

@@ -53,7 +53,8 @@ RESULT: dict[str, Any] = {
     },
 }
 INDEX: dict[str, Any] = {
-    "num_images": 12345, "resolution": 16, "channels": 1, "class_names": ["zero", "one"], "class_counts": [12340, 5],
+    "num_images": 12345, "height": 16, "width": 12, "channels": 1, "bits": 8, "multi_label": False,
+    "class_names": ["zero", "one"], "class_counts": [12340, 5],
     "digest": "d" * 64, "source": {"crop": "none", "resize_filter": "box", "enlarged": 3, "skipped": [{}, {}]},
 }  # fmt: skip
 HEAD = (
@@ -134,7 +135,7 @@ def test_says_everything(make: Callable[..., str], params: Params) -> None:
     assert "<title>data/digits: fd_efflite0 55.6 ± 1.3</title>" in page
     for expected in (
         "55.6 ± 1.3 fd_efflite0", "not comparable with published FIDs", "1,797 generated images against 1,700 real images",
-        "12,345", "16 x 16 px, grey", "5 to 12,340 images", "41.25", "± 1.3 (95 %)",
+        "12,345", "16 x 12 px (height x width), grey, 8 bits", "5 to 12,340 images", "41.25", "± 1.3 (95 %)",
         "parts of the samples: std. dev. 0.0011",
         "2.1% of the samples", "The best, 70.5 at 3 kimg, has a ring", "12 kimg", "Real images in the same layout",
         "psi = 0, 0.3, 0.5, 0.7, 0.9, 1", "class_recall_efflite0", "48473a1774014283", "8" * 64, "d" * 64, "9.8.7",
@@ -279,7 +280,7 @@ def test_missing_input(tmp_path: Path, params: Params, name: str) -> None:
         ("results/fid.json", "[1]", "holds a list"),
         ("results/fid.json", '{"protocol": {"name": "fid"}}', "has no number"),
         ("results/fid.json", '{"fid": 1.0}', "no protocol.name"),
-        ("data/shards/index.json", "{}", "has no channels"),
+        ("data/shards/index.json", "{}", "has no bits"),
         ("results/train/history.csv", "tick\n1\n", "no column kimg"),
         ("results/train/history.csv", "kimg,G_loss\n,1\n", "a row without kimg"),
         ("results/train/history.csv", "kimg,G_loss\n1,abc\n", "'abc' where a number should be"),

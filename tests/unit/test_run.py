@@ -170,6 +170,7 @@ def test_states_say_nothing_of_time_place_or_resumes(tmp_path: Path) -> None:
         "format",
         "nimg",
         "tick_nimg",
+        "augment_p",
         "best",
         "retries",
         "run",

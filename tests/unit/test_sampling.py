@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ganops.networks.sampling import (
-    draw_classes,
+    draw_rows,
     draw_truncation_sweep,
     generate_images,
     image_labels,
@@ -70,9 +70,9 @@ def test_one_hot() -> None:
 
 
 def test_grids_have_a_row_per_class_and_sweeps_a_row_per_psi(G: Generator) -> None:
-    assert draw_classes(G, 0, 3, 4, 0.7, "const", 5).shape == (12, 1, 8, 8)
-    assert draw_classes(G, 0, 0, 4, 0.7, "const", 5).shape == (16, 1, 8, 8)
-    sweep = draw_truncation_sweep(G, 0, 3, 4, [0.0, 1.0], 4)
+    assert draw_rows(G, 0, torch.arange(3), 4, 0.7, "const", 5).shape == (12, 1, 8, 8)
+    assert draw_rows(G, 0, torch.arange(0), 4, 0.7, "const", 5).shape == (16, 1, 8, 8)
+    sweep = draw_truncation_sweep(G, 0, torch.arange(3), 4, [0.0, 1.0], 4)
     assert sweep.shape == (8, 1, 8, 8)
     assert all((sweep[0] == image).all() for image in sweep[:4])  # psi 0: the mean image, whatever z
     assert not (sweep[4] == sweep[5]).all()

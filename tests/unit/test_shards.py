@@ -91,7 +91,7 @@ def test_the_file_is_what_the_design_says(tmp_path: Path) -> None:
         assert file["labels"].dtype == np.int64
         assert np.array_equal(file["labels"][:], labels)
         assert file.attrs["format_version"] == FORMAT_VERSION
-        assert file.attrs["resolution"] == 8
+        assert [file.attrs[key] for key in ("height", "width", "bits", "multi_label")] == [8, 8, 8, 0]
         assert file.attrs["crop"] == b"none"
         assert tuple(json.loads(file.attrs["class_names"])) == NAMES
     content = (tmp_path / "00000.h5").read_bytes()
@@ -215,11 +215,14 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 99, "format_version=99, but ganops reads 1"),
+        ("format_version", 99, "format_version=99, but ganops reads 2"),
         ("num_images", 13, "num_images=13, but its shards have 12"),
         ("class_counts", [12], "class_counts do not add up"),
         ("digest", "0" * 64, "digest does not belong"),
-        ("resolution", None, "missing or mistyped"),
+        ("format_version", 1, "format_version=1, but ganops reads 2. Write"),
+        ("height", None, "missing or mistyped"),
+        ("bits", 12, "missing or mistyped"),
+        ("multi_label", 1, "missing or mistyped"),
         ("shards", [], "its shards have 0"),
     ],
 )
@@ -229,6 +232,58 @@ def test_a_contradictory_index_is_told(tmp_path: Path, key: str, value: object, 
     (tmp_path / "index.json").write_text(json.dumps({**index, key: value}))
     with pytest.raises(DataError, match=message):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_any_shape_any_depth_any_labels(tmp_path: Path, bits: int, multi_label: bool) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 2**bits, (23, 5, 16, 12)).astype(f"u{bits // 8}")
+    labels = rng.normal(size=(23, 3)).astype(np.float32) if multi_label else rng.integers(0, 3, 23)
+    how = {"bits": bits, "multi_label": multi_label}
+    with ShardWriter(tmp_path, 10, (16, 12), 5, NAMES, {}, **how) as writer:
+        for start in range(0, 23, 4):
+            writer.append(images[start : start + 4], labels[start : start + 4])
+        index = writer.close({})
+    assert index == read_index(tmp_path)
+    assert (index.size, index.bits, index.multi_label) == ((16, 12), bits, multi_label)
+    assert index.image_bytes == 5 * 16 * 12 * bits // 8
+    present = [(labels[:, i] > 0.5).sum() if multi_label else (labels == i).sum() for i in range(3)]
+    assert index.class_counts == tuple(present)
+    shards = open_shards(tmp_path, verify=True)
+    order = rng.integers(0, 23, 40)
+    assert np.array_equal(shards.gather(order), images[order])
+    assert shards.gather(order).dtype == images.dtype
+    assert np.array_equal(shards.labels, labels)
+    assert shards.labels.dtype == labels.dtype
+    said = json.loads((tmp_path / "index.json").read_text())
+    if not multi_label:
+        (tmp_path / "index.json").write_text(json.dumps({**said, "multi_label": True}))
+        with pytest.raises(DataError, match=r"labels int64 \(10,\), but index.json says .* float32 \(10, 3\)"):
+            open_shards(tmp_path, verify=False)
+    (tmp_path / "index.json").write_text(json.dumps({**said, "bits": 24 - bits}))
+    with pytest.raises(DataError, match=f"holds uint{bits} .* index.json says uint{24 - bits}"):
+        open_shards(tmp_path, verify=False)
+    with h5py.File(tmp_path / "00000.h5", "r") as file:
+        offset = file["images"].id.get_offset()
+        assert offset % 4096 == 0
+    content = (tmp_path / "00000.h5").read_bytes()
+    assert content[offset : offset + images[:10].nbytes] == images[:10].astype(f"<u{bits // 8}").tobytes()
+
+
+def test_wrong_vectors_and_depths_are_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((3, 3, 8, 8), np.uint16), np.zeros((3, 3), np.float32)
+    with ShardWriter(tmp_path, 10, 8, 3, NAMES, {}, bits=16, multi_label=True) as writer:
+        with pytest.raises(ValueError, match="expected uint16"):
+            writer.append(images.astype(np.uint8), labels)
+        with pytest.raises(ValueError, match=r"expected float32 labels \[3, 3\]"):
+            writer.append(images, labels[:, :2])
+        with pytest.raises(ValueError, match=r"expected float32 labels"):
+            writer.append(images, np.zeros(3, np.int64))
+        with pytest.raises(ValueError, match="not finite"):
+            writer.append(images, np.full((3, 3), np.nan, np.float32))
+    with pytest.raises(ValueError, match="class_names"):
+        ShardWriter(tmp_path, 10, 8, 3, (), {}, multi_label=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"a"', "\xff"])

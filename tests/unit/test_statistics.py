@@ -99,7 +99,7 @@ def test_other_protocols_are_refused_by_name(name: str) -> None:
             "too few",
         ),
         ({"sigma": -np.eye(3)}, "a variance below zero"),
-        ({"labels": np.zeros(12)}, "not int64"),
+        ({"labels": np.zeros(12)}, "labels are int64 and float64"),
         ({"features": np.full((12, 3), np.nan, np.float32)}, "not finite float32"),
     ],
 )
