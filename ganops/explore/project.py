@@ -28,6 +28,7 @@ from ganops.images.pixels import make_grid, save_png, to_float
 from ganops.images.raw import MODES, Conversion, convert_image
 from ganops.networks.path_length import in_float32
 from ganops.networks.snapshot import METADATA_KEY
+from ganops.shape import size_name
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}  # of Pillow, besides those that begin with I;16
 
@@ -105,7 +106,7 @@ def read_target(path: Path, model: Model, prepare: PrepareParams) -> NDArray[np.
         kinds = ("grey", "in colour") if is_grey else ("in colour", "grey")
         say(f"project: {path} is {kinds[0]}, the model's images are {kinds[1]}: converted")
     if converted.enlarged:
-        say(f"project: {path} is smaller than the model's images: enlarged")
+        say(f"project: {path} is smaller than the model's {size_name(*model.G.size)} px: enlarged")
     return converted.pixels.astype(np.uint8, copy=False)  # of 8 bits
 
 

@@ -203,6 +203,7 @@ def _arguments(given: list[tuple[Any, Any]], parts: dict[str, Module]) -> dict[s
         "c_dim": values["c_dim"],
         "w_dim": values["w_dim"],
         "resolution": resolution,
+        "base_grid": (4, 4),
         "img_channels": values["img_channels"],
         "mapping_layers": values["num_layers"],
         "mapping_lr_multiplier": _positive("lr_multiplier", values["lr_multiplier"]),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ganops.networks.early_layers import EarlyConv, EarlyDense
 from ganops.networks.families import AnyDiscriminator, AnyGenerator
-from ganops.networks.growing import LOWEST, Grid, grid_name, level_grid, level_resolutions
+from ganops.networks.growing import Grid, grid_name, level_grid, level_resolutions
 from ganops.networks.joint_mapping import LabelMatrix
 from ganops.networks.layers import Conv, Dense, SynthesisLayer, ToRGB
 from ganops.networks.pggan_generator import PGGANFirst
@@ -78,7 +78,8 @@ def _run(network: AnyGenerator | AnyDiscriminator, r: int) -> None:
 
 
 def _base_grid(network: AnyGenerator | AnyDiscriminator) -> Grid:
-    return (LOWEST, LOWEST) if isinstance(network, Generator | Discriminator) else network.base_grid
+    height, width = network.arguments["base_grid"]
+    return height, width
 
 
 def format_table(rows: tuple[LayerRow, ...]) -> str:

@@ -115,6 +115,7 @@ def test_what_the_file_leaves_out_has_the_published_value(tmp_path: Path) -> Non
         c_dim=0,
         w_dim=8,
         resolution=8,
+        base_grid=(4, 4),
         img_channels=1,
         mapping_layers=8,
         mapping_lr_multiplier=0.01,

@@ -163,7 +163,7 @@ def test_all_images_go_to_the_gpu_when_they_fit_beside_a_step(
 ) -> None:
     """Of 20 GB, 5 of which training holds already, nine tenths may be filled; a step takes 6."""
     device = pretend_gpu(monkeypatch, free=15 * GIGABYTE, held=5 * GIGABYTE)
-    assert place_images("auto", images * GIGABYTE, Peak("Dr1", 6 * GIGABYTE), device) is fits
+    assert place_images("auto", images * GIGABYTE, Peak("Dr1", 8, 6 * GIGABYTE), device) is fits
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith("train: images: " + ("all of them go to the GPU" if fits else "batches are read"))
@@ -174,26 +174,26 @@ def test_all_images_go_to_the_gpu_when_they_fit_beside_a_step(
 def test_images_that_do_not_fit_on_one_rank_stay_out_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     device = pretend_gpu(monkeypatch, free=20 * GIGABYTE, held=0)
     monkeypatch.setattr(memory, "largest_over_ranks", lambda value: 1)
-    assert not place_images("auto", GIGABYTE, Peak("Dr1", GIGABYTE), device)
+    assert not place_images("auto", GIGABYTE, Peak("Dr1", 8, GIGABYTE), device)
 
 
 def test_images_that_must_fit_but_do_not_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     device = pretend_gpu(monkeypatch, free=15 * GIGABYTE, held=5 * GIGABYTE)
-    assert place_images("always", GIGABYTE, Peak("Dr1", GIGABYTE), device)
+    assert place_images("always", GIGABYTE, Peak("Dr1", 8, GIGABYTE), device)
     with pytest.raises(RunError, match=r"run\.data_on_gpu=always, but 30 GB of images .* do not fit") as error:
-        place_images("always", 30 * GIGABYTE, Peak("Dr1", GIGABYTE), device)
+        place_images("always", 30 * GIGABYTE, Peak("Dr1", 8, GIGABYTE), device)
     assert "\n" not in str(error.value)
 
 
 def test_a_cpu_reads_from_the_shards(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match=r"run\.data_on_gpu=always, but training runs on a CPU"):
-        place_images("always", 1, Peak("Dr1", 1), CPU)
+        place_images("always", 1, Peak("Dr1", 8, 1), CPU)
     for choice in ("auto", "never"):
-        assert not place_images(choice, 1, Peak("Dr1", 1), CPU)  # type: ignore[arg-type]
+        assert not place_images(choice, 1, Peak("Dr1", 8, 1), CPU)  # type: ignore[arg-type]
     assert not capsys.readouterr().out  # nobody expects anything else
 
 
 def test_never_is_never(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     device = pretend_gpu(monkeypatch, free=20 * GIGABYTE, held=0)
-    assert not place_images("never", 1, Peak("Dr1", 1), device)
+    assert not place_images("never", 1, Peak("Dr1", 8, 1), device)
     assert "run.data_on_gpu=never" in capsys.readouterr().out

@@ -39,6 +39,7 @@ def write(path: Path, case: Any) -> Generator:
         c_dim=c_dim,
         w_dim=12,
         resolution=resolution,
+        base_grid=(4, 4),
         img_channels=img_channels,
         mapping_layers=2,
         mapping_lr_multiplier=0.01,

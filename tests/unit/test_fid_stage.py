@@ -399,7 +399,7 @@ def write_layered(folder: Path, seed: int, count: int, source: dict[str, object]
 def test_other_shapes_channels_bits_and_labels(root: Path) -> None:
     shutil.rmtree("data/shards")
     digest = write_layered(root / "data" / "shards", 0, 40, {})
-    write_layered(root / "data" / "samples", 1, 25, {"training": {"data_digest": digest, "kimg": 3.0}})
+    write_layered(root / "data" / "samples", 1, 25, {"training": {"data_digest": digest, "kimg": 3.0}, "sample": MADE})
     changes = {
         "prepare__resolution": [16, 12], "prepare__channels": 2, "prepare__bits": 16, "prepare__background": [9, 8, 7],
         "stats__extractor": "efficientnet-lite0", "fid__protocol": "clean", "stats__keep_features": 40,

@@ -16,7 +16,7 @@ CLASS_NAMES = ("cat", "dog", "7")
 def tiny_generator(c_dim: int = 3, resolution: int = 16, img_channels: int = 1) -> Generator:
     rng = torch.Generator().manual_seed(1)
     G = Generator(
-        z_dim=8, c_dim=c_dim, w_dim=8, resolution=resolution, img_channels=img_channels, mapping_layers=2,
+        z_dim=8, c_dim=c_dim, w_dim=8, resolution=resolution, base_grid=(4, 4), img_channels=img_channels, mapping_layers=2,
         mapping_lr_multiplier=0.01, channel_base=64, channel_max=8, architecture="skip", precision="float32",
         low_precision_resolutions=0, conv_clamp=None, rng=rng,
     )  # fmt: skip
