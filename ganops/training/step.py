@@ -36,7 +36,16 @@ from ganops.training.losses import (
     gpl_loss,
     pl_batch_size,
 )
-from ganops.training.schedule import Moment, adam_values, ema_beta, lr_factor, moment, phase_is_due, previous_step
+from ganops.training.schedule import (
+    Moment,
+    adam_values,
+    ema_beta,
+    lod_at,
+    lr_factor,
+    moment,
+    phase_is_due,
+    previous_step,
+)
 from ganops.training.state import TrainingState
 from ganops.training.wgan import wgan_dmain_loss, wgan_gmain_loss
 
@@ -73,9 +82,7 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, law: Lab
         move_augment_p(state, params)
     state.nimg += params.batch_size
     update_ema(state.G_ema, state.G, ema_beta(state.nimg, params))
-    set_lod(
-        state, moment(params, state.G.resolution, state.nimg).lod
-    )  # what is shown of the state is a function of nimg
+    set_lod(state, lod_at(params, state.G.resolution, state.nimg))  # what is shown of the state is a function of nimg
 
 
 def train_G(state: TrainingState, params: TrainParams, law: LabelLaw, now: Moment) -> Tensor:
@@ -127,7 +134,8 @@ def move_augment_p(state: TrainingState, params: TrainParams) -> None:
     count, total = state.ada_signs.tolist()
     if count:
         change = params.batch_size * params.ada_interval / (params.ada_kimg * 1000)
-        p = state.augment_p + math.copysign(change, total / count - params.ada_target)
+        excess = total / count - params.ada_target
+        p = state.augment_p + change * ((excess > 0) - (excess < 0))
         state.augment_p = min(max(p, 0.0), params.ada_max_p)
     state.ada_signs.zero_()
 
