@@ -20,7 +20,7 @@ from ganops.config_tools import (
     ProjectParams,
     StyleMixingParams,
 )
-from ganops.config_train import TrainParams
+from ganops.config_train import COLOR_CHANNELS, TrainParams
 from ganops.errors import ParamsError
 from ganops.protocols import MetricName, ProtocolName, conflict_of_metrics
 from ganops.shape import base_grid, height_width, nominal_resolution
@@ -157,6 +157,27 @@ class Params(Section):
             raise ValueError(
                 f"train.lod_initial_resolution={initial} is above prepare.resolution={self.prepare.resolution}"
                 f"{'' if self.prepare.size == (nominal, nominal) else f', nominally {nominal}'}. Lower it."
+            )
+        for key in (
+            "batch_size_by_resolution",
+            "batch_gpu_by_resolution",
+            "lr_by_resolution",
+            "tick_kimg_by_resolution",
+        ):
+            odd = [size for size in getattr(self.train, key) if not (initial or 4) <= size <= nominal]
+            if odd:
+                raise ValueError(
+                    f"train.{key} has {odd[0]}, but the networks grow from {initial} to {nominal} px. Remove it, or change "
+                    "train.lod_initial_resolution or prepare.resolution."
+                )
+        uncoloured = self.prepare.channels not in COLOR_CHANNELS
+        of_set = self.train.augment in ("ada", "fixed") and self.train.augment_set == "color"
+        of_policy = self.train.augment == "diffaugment" and self.train.diffaugment_policy == ["color"]
+        if uncoloured and (of_set or of_policy):
+            key = "augment_set" if of_set else "diffaugment_policy"
+            raise ValueError(
+                f"train.{key}={getattr(self.train, key)} does nothing to prepare.channels={self.prepare.channels}. Choose "
+                "another, or set train.augment: none."
             )
         if initial is not None and self.run.compile != "none":
             raise ValueError(

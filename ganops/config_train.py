@@ -1,8 +1,8 @@
 """Section train of params.yaml: what is trained, how, and for how long."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ganops.config_base import FEWEST, FROM_SCRATCH, Fraction, Gain, Kimg, NotNegative, Positive, Section
 from ganops.protocols import TrainMetricName
@@ -11,6 +11,7 @@ Family = Literal["stylegan2", "stylegan2-growing", "stylegan1", "pggan"]
 AugmentSet = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"
 ]  # fmt: skip
+COLOR_CHANNELS = (1, 3, 4)  # of images that augmentations know the colours of: grey, RGB, RGBA
 DiffAugmentKind = Literal["color", "translation", "cutout"]
 
 
@@ -98,6 +99,21 @@ class TrainParams(Section):
     ada_max_p: Fraction
     diffaugment_policy: Annotated[list[DiffAugmentKind], Field(min_length=1)]
 
+    @field_validator(
+        "batch_size_by_resolution",
+        "batch_gpu_by_resolution",
+        "lr_by_resolution",
+        "tick_kimg_by_resolution",
+        mode="before",
+    )
+    @classmethod
+    def number_keys(cls, values: Any) -> Any:
+        """`dvc exp run -S +train.batch_size_by_resolution.8=16` writes the key as text."""
+        if not isinstance(values, dict):
+            return values
+        numbered = {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in values.items()}
+        return numbered if len(numbered) == len(values) else values  # 8 and "8": told as a key that is no number
+
     @model_validator(mode="after")
     def check(self) -> Self:
         for conflict in (
@@ -114,7 +130,8 @@ class TrainParams(Section):
 
 def conflict_of_batches(p: TrainParams) -> str | None:
     """Whether every resolution's batch is made of whole micro-batches and these of whole groups; each in a user's words."""
-    for resolution in (None, *sorted({*p.batch_size_by_resolution, *p.batch_gpu_by_resolution})):
+    listed = {*p.batch_size_by_resolution, *p.batch_gpu_by_resolution, *p.tick_kimg_by_resolution}
+    for resolution in (None, *sorted(listed)):
         batch_size = p.batch_size if resolution is None else p.batch_size_by_resolution.get(resolution, p.batch_size)
         batch_gpu = p.batch_gpu if resolution is None else p.batch_gpu_by_resolution.get(resolution, p.batch_gpu)
         where = "" if resolution is None else f" at {resolution} px"
@@ -187,8 +204,11 @@ def conflict_of_growing(p: TrainParams) -> str | None:
         )
     if initial & (initial - 1):
         return f"train.lod_initial_resolution={initial} is not a power of two. Use 4 or 8."
-    if not p.lod_training_kimg + p.lod_transition_kimg:
-        return "train.lod_training_kimg=0 and train.lod_transition_kimg=0: growing takes time. Set one of them."
+    if p.lod_training_kimg + p.lod_transition_kimg < 0.001:
+        return (
+            f"train.lod_training_kimg={p.lod_training_kimg:g} and train.lod_transition_kimg={p.lod_transition_kimg:g}: "
+            "growing takes time, at least 0.001 together."
+        )
     return None
 
 
@@ -203,6 +223,16 @@ def conflict_of_family(p: TrainParams) -> str | None:
         if getattr(p, key) != value:
             found = getattr(p, key)
             return f"train.{key}={found}, but train.family={p.family} knows only {value}. Set train.{key}: {value}."
+    if p.conditional and p.family == "pggan" and p.loss == "logistic":
+        return (
+            "train.conditional=true with train.family=pggan needs train.loss: wgan-gp: its D knows classes by the class "
+            "term of that loss alone."
+        )
+    if p.conditional and p.family != "pggan" and p.loss == "wgan-gp" and p.acgan_weight:
+        return (
+            f"train.acgan_weight={p.acgan_weight:g}, but only the D of train.family=pggan tells classes; that of {p.family} "
+            "is given them. Set train.acgan_weight: 0."
+        )
     if p.family != "pggan" and not p.mapping_layers:
         return f"train.mapping_layers=0, but train.family={p.family} has a mapping network. Use 1 or more."
     return None
@@ -229,6 +259,13 @@ def conflict_of_values(p: TrainParams) -> str | None:
             f"train.augment={p.augment} with train.augment_p=0 changes no image. Set augment_p (1 for DiffAugment as "
             "published), or train.augment: none."
         )
+    if p.augment == "ada" and p.loss == "wgan-gp":
+        return (
+            "train.augment=ada steers by the sign of D, which has no meaning with train.loss: wgan-gp. Set train.augment: "
+            "fixed or diffaugment, or none."
+        )
+    if p.augment == "ada" and not p.ada_max_p:
+        return "train.ada_max_p=0 with train.augment=ada changes no image. Raise it, or set train.augment: none."
     if p.augment == "ada" and p.augment_p > p.ada_max_p:
         return f"train.augment_p={p.augment_p:g} is above train.ada_max_p={p.ada_max_p:g}. Lower the one or raise the other."
     if len(set(p.diffaugment_policy)) < len(p.diffaugment_policy):

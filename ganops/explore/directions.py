@@ -152,6 +152,8 @@ def style_matrices(G: AnyGenerator) -> list[NDArray[np.float64]]:
     found: list[list[NDArray[np.float64]]] = [[] for _ in range(G.num_ws)]
     units = torch.cat([torch.zeros(1, G.w_dim), torch.eye(G.w_dim)]).double()
     for name, affine in affines.items():
+        if name not in arrived:  # an image layer that no longer runs, or a level that a growing network has not yet
+            continue
         styles = copy.deepcopy(affine).cpu().double()(units)
         found[arrived[name]].append((styles[1:] - styles[:1]).T.numpy())
     return [np.concatenate([np.zeros((0, G.w_dim)), *matrices]) for matrices in found]

@@ -273,6 +273,9 @@ def _vectors(columns: list[str], values: list[list[float]], table: str) -> Label
 def _index(classes: list[str]) -> Labels:
     """Class names to indices in sorted order."""
     distinct = set(classes)
+    broken = sorted(name for name in distinct if len(name.splitlines()) > 1)
+    if broken:
+        raise DataError(f"the class name {broken[0]!r} has a line break. Rename it.")
     if all(name.isascii() and name.isdigit() for name in distinct):
         ordered = sorted(distinct, key=lambda name: (int(name), name))
     else:

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ganops.config_train import AugmentSet
-from ganops.training.augment_colour import COLOR_CHANNELS, apply_color, color_matrix
+from ganops.config_train import COLOR_CHANNELS, AugmentSet
+from ganops.training.augment_colour import apply_color, color_matrix
 from ganops.training.augment_filter import BANDS, apply_filter, filter_taps
 from ganops.training.augment_geometry import blit, inverse_matrix, resample
 from ganops.training.augment_pixels import cut_out, replace_images

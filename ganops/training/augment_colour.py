@@ -8,10 +8,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ganops.config_train import COLOR_CHANNELS
 from ganops.training.batches import to_device
 
-COLOR_CHANNELS = (1, 3, 4)
-"""Grey, RGB and RGBA; other channels have no colours to speak of."""
 LUMA = torch.full([3], 1 / sqrt(3), dtype=torch.float64)
 """The axis of greys."""
 

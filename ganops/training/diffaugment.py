@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ganops.config_train import DiffAugmentKind
-from ganops.training.augment_colour import COLOR_CHANNELS
+from ganops.config_train import COLOR_CHANNELS, DiffAugmentKind
 from ganops.training.augment_pixels import cut_out, gather_pixels, replace_images
 from ganops.training.batches import to_device
 

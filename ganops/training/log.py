@@ -141,10 +141,11 @@ class RunLog:
         self._tell_tensorboard(add_scalars)
         done = row["nimg"] - started_nimg
         eta = seconds / done * (self.end - row["nimg"]) if done else 0.0
+        G_loss = "-" if row["G_loss"] is None else f"{row['G_loss']:.3f}"  # G learns in one of D_repeats steps
         line = (
             f"tick {row['tick']:<5d} kimg {row['kimg']:<8g} time {format_duration(seconds):<11s} "
             f"sec/kimg {row['sec_per_kimg']:<7.2f} eta {format_duration(eta):<11s} "
-            f"G {row['G_loss']:<6.3f} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
+            f"G {G_loss:<6s} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
         )
         if row["lod"] is not None:
             line += f"  lod {row['lod']:.2f}"
@@ -159,11 +160,7 @@ class RunLog:
 
     def write_classes(self, table: Sequence[Mapping[str, Any]]) -> None:
         """Writes classes.csv: what D thought of each class in the last tick, see `tick.class_table`."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, CLASS_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _text(row[name]) for name in CLASS_COLUMNS} for row in table)
-        write_bytes(self.run_path / "classes.csv", text.getvalue().encode())
+        write_classes(self.run_path, table)
         copy_file(self.run_path / "classes.csv", self.results / "classes.csv")
 
     def add_picture(self, path: Path) -> None:
@@ -182,7 +179,9 @@ class RunLog:
     def _summary(self) -> dict[str, float | None]:
         """The last row's numbers; distances only of one yardstick, since others are not comparable."""
         last = self.rows[-1]
-        numbers = {key: float(last[key]) for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg")}
+        numbers = {
+            key: float(last[key]) for key in ("kimg", "G_loss", "D_loss", "real_sign", "sec_per_kimg") if last[key]
+        }
         summary = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         measured = [row for row in self.rows if row.get(self.best_by)]
         alike = [row for row in measured if row["metric_digest"] == measured[-1]["metric_digest"]]
@@ -192,6 +191,15 @@ class RunLog:
             summary |= {metric: float(alike[-1][metric]) for metric in TRAIN_METRICS if alike[-1].get(metric)}
             summary |= {f"best_{self.best_by}": float(best[self.best_by]), "best_kimg": float(best["kimg"])}
         return summary
+
+
+def write_classes(folder: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    """Writes classes.csv into a folder; only its header if there are no classes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CLASS_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _text(row[name]) for name in CLASS_COLUMNS} for row in table)
+    write_bytes(folder / "classes.csv", text.getvalue().encode())
 
 
 def _hide_tensorboard(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -202,6 +202,11 @@ def check_data(params: Params, index: ShardIndex) -> None:
             f"train.conditional=true, but data/shards has {index.num_classes} classes. "
             "Prepare it with labels, or set train.conditional: false."
         )
+    if params.train.conditional and index.multi_label and params.train.family != "stylegan2":
+        raise DataError(
+            f"data/shards has label vectors, which train.family={params.train.family} cannot be conditioned on: its D tells "
+            "classes apart. Set train.family: stylegan2, train.conditional: false, or prepare one class per image."
+        )
     largest = max(stage.params.batch_size for stage in stages(params.train, index.nominal))
     if index.num_images < largest:
         raise DataError(f"data/shards has {index.num_images} images, fewer than train.batch_size={largest}.")
@@ -242,7 +247,7 @@ def _fresh_state(params: Params, index: ShardIndex, device: torch.device) -> tup
     sha256 = init_sha256(train)
     if not sha256:
         return state, {}
-    return state, {"sha256": sha256, **start_from(Path(train.init_from), state, train.D_freeze_blocks)}
+    return state, {"sha256": sha256, **start_from(Path(train.init_from), state, train)}
 
 
 def _train_until_end(job: Job, state: TrainingState, log: RunLog | None, images: Batch | None) -> bool:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.networks.families import AnyDiscriminator, AnyGenerator
+from ganops.networks.families import AnyDiscriminator, AnyGenerator, lod_of
+from ganops.networks.growing import split_lod
 from ganops.networks.layers import NoiseMode
 from ganops.ops.convolution import differentiated_twice
 
@@ -172,12 +173,14 @@ def dr1_loss(
 ) -> PhaseLoss:
     """R1 regularisation: r1_gamma / 2 * |gradient of D at real images|^2. `real_img` need not require grad.
 
-    The gradient is that of D after the augmentation, taken at the images before it (Karras et al. 2020, ADA).
+    The gradient is that of D after the augmentation, taken at the images before it (Karras et al. 2020, ADA). While D
+    grows it is as strong as at images of the full size, each pixel a square of equal ones, which D averages: a gradient
+    by one small pixel is the sum of those by the f^2 equal ones, so its square is f^2 times the sum of theirs.
     """
     real_img = real_img.detach().requires_grad_()
     with differentiated_twice():
         real_logits = D.forward(augment(real_img), real_c)  # never compiled
-    penalty = r1_penalty(real_img, real_logits)
+    penalty = r1_penalty(real_img, real_logits) / 4 ** split_lod(lod_of(D))[0]
     loss = penalty * (r1_gamma / 2)
     stats = {
         **score_stats("real", real_logits.squeeze(1)),

@@ -23,7 +23,7 @@ from ganops.protocols import LARGER_IS_BETTER, TRAIN_METRICS, metric_name
 from ganops.training.augment import acting_kinds
 from ganops.training.diffaugment import acting_diffaugment_kinds
 from ganops.training.job import Job, Outputs
-from ganops.training.log import RunLog, memory_gb
+from ganops.training.log import RunLog, memory_gb, write_classes
 from ganops.training.measure import measure_metrics
 from ganops.training.pictures import draw_grid, draw_reals
 from ganops.training.run import RunDirectory, check_disk, disk_bytes, prune, states_to_return_to, write_best_index
@@ -264,6 +264,8 @@ def publish(job: Job, state: TrainingState, outputs: Outputs) -> None:
     prune_run(job, state)
     if not (run.path / "reals.png").exists():  # lost at the start, but DVC expects it
         draw_reals(run.path / "reals.png", job.shards, grid_labels(job.law))
+    if not (run.path / "classes.csv").exists():  # of a state from elsewhere, at whose end nothing is trained
+        write_classes(run.path, [])
     for name in ("reals.png", "layers.txt", "classes.csv"):
         copy_file(run.path / name, outputs.results / name)
     copy_file(final, outputs.state)

@@ -11,8 +11,11 @@ from ganops.config_base import FROM_SCRATCH
 from ganops.config_train import TrainParams
 from ganops.errors import RunError
 from ganops.files import sha256_file
+from ganops.networks.families import family_of
 from ganops.networks.snapshot import load_snapshot
 from ganops.training.state import TrainingState, is_state, read_state
+
+KIND = ("family", "G_architecture", "D_architecture")  # what tells networks apart beside names and sizes of tensors
 
 
 def init_sha256(params: TrainParams) -> str:
@@ -32,7 +35,7 @@ def init_sha256(params: TrainParams) -> str:
 
 
 @torch.no_grad()
-def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[str, Any]:
+def start_from(path: Path, state: TrainingState, params: TrainParams) -> dict[str, Any]:
     """Puts the weights of a file into a fresh state: those of G, D and G_ema from a state, those of G from a snapshot.
 
     Optimizers, running means and nimg start anew.
@@ -40,7 +43,7 @@ def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[s
     Args:
         path: a training state, or a snapshot (which holds no discriminator: D then starts from random weights).
         state: at nimg 0.
-        D_freeze_blocks: train.D_freeze_blocks; freezing needs a trained D.
+        params: section `train`; its D_freeze_blocks needs a trained D.
     Returns:
         Where the weights come from, for the metadata.
     Raises:
@@ -52,6 +55,8 @@ def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[s
             copy = read_state(path)
         except RunError as error:
             raise RunError(f"train.init_from={path} cannot be used: {error}") from None
+        found = copy.metadata["identity"].get("params", {})
+        _check_kind(path, params, {key: found.get(key, getattr(params, key)) for key in KIND})
         _copy_weights(path, "G", copy.tensors, "G.", state.G.state_dict())
         _copy_weights(path, "G_ema", copy.tensors, "G_ema.", state.G_ema.state_dict())
         _copy_weights(path, "D", copy.tensors, "D.", state.D.state_dict())
@@ -61,17 +66,28 @@ def start_from(path: Path, state: TrainingState, D_freeze_blocks: int) -> dict[s
             "run": copy.metadata["run"],
             "data_digest": copy.metadata["identity"]["data"],
         }
-    if D_freeze_blocks:
+    if params.D_freeze_blocks:
         raise RunError(
-            f"train.D_freeze_blocks={D_freeze_blocks}, but {path} is a snapshot, without a discriminator to freeze. Name a "
-            "training state (models/state.safetensors of the other run) as train.init_from, or set D_freeze_blocks: 0."
+            f"train.D_freeze_blocks={params.D_freeze_blocks}, but {path} is a snapshot, without a discriminator to freeze. "
+            "Name a state (models/state.safetensors of the other run) as train.init_from, or set D_freeze_blocks: 0."
         )
     G, metadata = load_snapshot(path)
+    _check_kind(path, params, {"family": family_of(G), "G_architecture": G.arguments.get("architecture", "orig")})
     weights = G.state_dict()
     _copy_weights(path, "G", weights, "", state.G.state_dict())
     _copy_weights(path, "G", weights, "", state.G_ema.state_dict())
     # No D: a snapshot holds none, and D starts from random weights.
     return {"networks": ["G", "G_ema"], **{key: metadata.get(key) for key in ("kimg", "run", "data_digest")}}
+
+
+def _check_kind(path: Path, params: TrainParams, found: Mapping[str, Any]) -> None:
+    """Networks of two kinds may have the same names and sizes; their weights would mean nothing to each other."""
+    for key, value in found.items():
+        if value != getattr(params, key):
+            raise RunError(
+                f"train.init_from={path} is of {key}={value}, this run of train.{key}={getattr(params, key)}. The "
+                "architecture must be the same."
+            )
 
 
 def _copy_weights(

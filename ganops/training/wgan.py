@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.networks.families import AnyDiscriminator, AnyGenerator
+from ganops.networks.families import AnyDiscriminator, AnyGenerator, lod_of
+from ganops.networks.growing import split_lod
 from ganops.networks.layers import NoiseMode
 from ganops.networks.pggan_discriminator import PGGANDiscriminator
 from ganops.ops.convolution import differentiated_twice
@@ -97,6 +98,8 @@ def wgan_dmain_loss(
 def gradient_penalty(D: AnyDiscriminator, img: Tensor, c: Tensor) -> Tensor:
     """(|gradient of D at img| - 1)^2, the norm over channels and pixels: [N], differentiable once more.
 
+    While D grows the norm is that at images of the full size, see `losses.dr1_loss`.
+
     Source: Gulrajani et al. 2017, equation 3.
     """
     img = img.detach().requires_grad_()
@@ -104,8 +107,10 @@ def gradient_penalty(D: AnyDiscriminator, img: Tensor, c: Tensor) -> Tensor:
         logits = D.forward(img, c)
     (gradients,) = torch.autograd.grad(logits.sum() * GRADIENT_SCALE, [img], create_graph=True)
     # The root of zero has no derivative; 1e-12 is nothing beside the 1 that the norm is drawn to.
-    norm = ((gradients / GRADIENT_SCALE).square().sum(dim=[1, 2, 3]) + 1e-12).sqrt()
-    return (norm - 1).square()
+    squares = (gradients / GRADIENT_SCALE).square().sum(dim=[1, 2, 3]) / 4 ** split_lod(lod_of(D))[0]
+    norm = (squares + 1e-12).sqrt()
+    penalty: Tensor = (norm - 1).square()
+    return penalty
 
 
 def class_cross_entropy(class_logits: Tensor | None, c: Tensor) -> Tensor:

@@ -254,7 +254,7 @@ def test_an_imported_file_is_a_snapshot_like_others(tmp_path: Path) -> None:
     assert images.shape == (3, 1, 8, 8)
 
     other = tiny_state(tiny_params(seed=1))
-    assert start_from(target, other, 0) == {
+    assert start_from(target, other, tiny_params()) == {
         "networks": ["G", "G_ema"],
         "kimg": None,
         "run": None,

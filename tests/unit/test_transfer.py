@@ -51,7 +51,7 @@ def test_from_a_state_networks_are_taken_and_all_else_is_new(
     old, path, _ = source
     params = tiny_params(seed=1)
     state, fresh = tiny_state(params), tiny_state(params)
-    assert start_from(path, state, 0) == {"networks": ["G", "D", "G_ema"], **MARK}
+    assert start_from(path, state, tiny_params()) == {"networks": ["G", "D", "G_ema"], **MARK}
     for network in ("G.", "D.", "G_ema."):
         assert equal(parts(state, network), parts(old, network))
         assert not equal(parts(state, network), parts(fresh, network))
@@ -68,7 +68,7 @@ def test_from_a_snapshot_only_G_is_taken(
     old, _, path = source
     params = tiny_params(seed=1)
     state, fresh = tiny_state(params), tiny_state(params)
-    assert start_from(path, state, 0) == {"networks": ["G", "G_ema"], **MARK}
+    assert start_from(path, state, tiny_params()) == {"networks": ["G", "G_ema"], **MARK}
     averaged = {name.removeprefix("G_ema."): value for name, value in parts(old, "G_ema.").items()}
     for network in ("G.", "G_ema."):
         assert equal({name.removeprefix(network): value for name, value in parts(state, network).items()}, averaged)
@@ -97,7 +97,7 @@ def test_other_sizes_are_refused_by_the_name_of_a_tensor(
     state = initial_state(tiny_params(**changes), resolution, 1, len(CLASS_COUNTS), torch.device("cpu"))
     before = parts(state, "")
     with pytest.raises(RunError, match=message) as error:
-        start_from(path, state, 0)
+        start_from(path, state, tiny_params())
     assert str(error.value).startswith(f"train.init_from={path}: ")
     assert "\n" not in str(error.value)
     assert equal(parts(state, ""), before)
@@ -106,14 +106,14 @@ def test_other_sizes_are_refused_by_the_name_of_a_tensor(
 def test_another_number_of_classes_is_refused(source: tuple[TrainingState, Path, Path]) -> None:
     state = initial_state(tiny_params(), 8, 1, 5, torch.device("cpu"))
     with pytest.raises(RunError, match=r"mapping\.\S+ is \[.*3\], but this network needs \[.*5\]\. .*classes"):
-        start_from(source[1], state, 0)
+        start_from(source[1], state, tiny_params())
 
 
 def test_a_discriminator_of_another_kind_is_refused(source: tuple[TrainingState, Path, Path]) -> None:
     """G fits, D does not: the file of a state counts as a whole."""
     state = tiny_state(tiny_params(D_architecture="orig"))
     with pytest.raises(RunError, match=r"D\.\S+ is (missing there|not part of this network)\..*architectures"):
-        start_from(source[1], state, 0)
+        start_from(source[1], state, tiny_params())
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "truncated state", "truncated snapshot", "other safetensors"])
@@ -130,7 +130,7 @@ def test_neither_a_state_nor_a_snapshot(source: tuple[TrainingState, Path, Path]
     }[kind]
     path.write_bytes(content)
     with pytest.raises((RunError, WeightsError)) as error:
-        start_from(path, tiny_state(tiny_params()), 0)
+        start_from(path, tiny_state(tiny_params()), tiny_params())
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -148,12 +148,12 @@ def test_a_changed_state_is_refused(source: tuple[TrainingState, Path, Path], tm
     content[-20] ^= 1
     (tmp_path / "state.safetensors").write_bytes(content)
     with pytest.raises(RunError, match=r"state\.safetensors: not a whole training state \(its checksum differs"):
-        start_from(tmp_path / "state.safetensors", tiny_state(tiny_params()), 0)
+        start_from(tmp_path / "state.safetensors", tiny_state(tiny_params()), tiny_params())
 
 
 def test_freezing_needs_a_discriminator(source: tuple[TrainingState, Path, Path]) -> None:
     with pytest.raises(RunError, match=r"D_freeze_blocks=1, but .* is a snapshot.*state\.safetensors"):
-        start_from(source[2], tiny_state(tiny_params()), 1)
+        start_from(source[2], tiny_state(tiny_params()), tiny_params().model_copy(update={"D_freeze_blocks": 1}))
 
 
 def test_frozen_blocks_stay_and_the_others_learn() -> None:
@@ -254,5 +254,5 @@ def test_rolled_back_to_the_start_is_rolled_back_to_the_transferred_weights(
     Fault(monkeypatch, when)
     trainer("new", all_params(init_from=str(origin), total_kimg=0.08, rollbacks=1))
     wanted = tiny_state(tiny_params())
-    start_from(origin, wanted, 0)
+    start_from(origin, wanted, tiny_params())
     assert equal(seen, parts(wanted, "D."))
