@@ -12,6 +12,10 @@ from ganops.entry import load_stage
 from ganops.errors import ParamsError
 
 ROOT = Path(__file__).parents[2]
+GROWS = {
+    "train.family": "stylegan1", "train.G_architecture": "orig", "train.D_architecture": "orig",
+    "train.lod_initial_resolution": 4,
+}  # fmt: skip
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
@@ -42,6 +46,36 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
         ({"prepare.resolution": [16]}, "prepare.resolution="),
         ({"prepare.resolution": [16, 0]}, "prepare.resolution="),
         ({"prepare.channels": 0}, "prepare.channels=0"),
+        (
+            {**GROWS, "train.batch_size_by_resolution": {4: 32}, "train.lod_initial_resolution": 8},
+            "batch_size_by_resolution has 4, but the networks grow from 8 to 16 px",
+        ),
+        ({**GROWS, "train.lr_by_resolution": {32: 0.1}}, "lr_by_resolution has 32, but the networks grow from 4 to 16"),
+        ({**GROWS, "train.lod_initial_resolution": 32}, "lod_initial_resolution=32 is above prepare.resolution=16"),
+        ({**GROWS, "run.compile": "main"}, "would be compiled again for every fade"),
+        (
+            {"train.augment": "ada", "train.augment_set": "color", "prepare.channels": 2},
+            "train.augment_set=color does nothing to prepare.channels=2",
+        ),
+        (
+            {
+                "train.augment": "diffaugment",
+                "train.augment_p": 1.0,
+                "train.diffaugment_policy": ["color"],
+                "prepare.channels": 5,
+            },
+            "does nothing to prepare.channels=5",
+        ),
+        (
+            {
+                "train.family": "pggan",
+                "train.G_architecture": "orig",
+                "train.D_architecture": "orig",
+                "train.loss": "wgan-gp",
+                "train.mapping_layers": 0,
+            },
+            "sample.grid_psi=0.9, but train.family=pggan has no w to truncate",
+        ),
         ({"prepare.bits": 12}, "prepare.bits=12"),
         (
             {"prepare.resolution": [16, 12], "train.D_freeze_blocks": 3, "train.init_from": "state.safetensors"},

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ganops.errors import DataError
 from ganops.explore.directions import draw_directions, factorize, move, style_matrices
 from ganops.explore.model import open_model, sample_w
+from ganops.networks.families import GENERATORS, active_ws
 from ganops.networks.layers import SynthesisLayer, ToRGB
 from tests.tolerances import TOLERANCES, assert_close, relative_error
 from tests.unit.tiny_model import tiny_generator, tool_params, write_snapshot
@@ -123,3 +124,20 @@ def test_what_a_model_has_not(snapshot: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="has no layers with an affine map of w to styles"):
         draw_directions(tool_params(), snapshot, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "lod"), [("stylegan2-growing", 0.0), ("stylegan2-growing", 1.3), ("stylegan1", 1.0)]
+)
+def test_networks_that_grow_have_matrices_of_what_runs(family: str, lod: float) -> None:
+    """Image layers below the present level are there, but have no w at the moment."""
+    G = GENERATORS[family](  # type: ignore[call-arg]
+        z_dim=8, c_dim=0, w_dim=8, resolution=16, base_grid=(4, 4), img_channels=1, mapping_layers=1,
+        mapping_lr_multiplier=0.01, channel_base=64, channel_max=8, precision="float32", low_precision_resolutions=0,
+        conv_clamp=None, lod=lod, rng=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    matrices = style_matrices(G)
+    assert len(matrices) == G.num_ws
+    running = active_ws(G)
+    assert all(len(matrix) for matrix in matrices[:running])
+    assert not any(len(matrix) for matrix in matrices[running:])

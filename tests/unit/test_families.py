@@ -1,5 +1,6 @@
 """Training of every family: growing, losses, augmentation; what resumes and what ranks see."""
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +11,17 @@ import torch
 import torch.nn.functional as F
 
 from ganops.config_train import TrainParams
+from ganops.errors import RunError
 from ganops.images.dataset import Batch
 from ganops.networks.families import GROWING, lod_of
+from ganops.networks.snapshot import save_snapshot
 from ganops.training import step
-from ganops.training.losses import Latents
+from ganops.training.losses import Latents, dr1_loss
 from ganops.training.schedule import lod_at, moment
 from ganops.training.state import TrainingState, initial_state, load_state, save_state, state_tensors
 from ganops.training.step import train_step
 from ganops.training.tick import class_table
+from ganops.training.transfer import start_from
 from ganops.training.wgan import class_cross_entropy, gradient_penalty, wgan_dmain_loss, wgan_gmain_loss
 from tests.tolerances import assert_close
 from tests.unit.tiny import CLASS_COUNTS, tiny_params
@@ -346,3 +350,69 @@ def test_signs_of_D_are_added_up_by_class(monkeypatch: pytest.MonkeyPatch) -> No
 def test_growing_networks_are_told_apart() -> None:
     assert isinstance(make_state(params_of("a")).G, GROWING)
     assert not isinstance(make_state(params_of("e")).G, GROWING)
+
+
+# Penalties while growing
+
+
+@pytest.mark.parametrize(("name", "lod"), [("a", 2.0), ("d", 1.4), ("pggan", 1.0), ("pggan", 0.6)])
+def test_penalties_are_those_of_images_of_the_full_size(name: str, lod: float) -> None:
+    """As published code takes them: by full-size images of squares of equal pixels, which are averaged for D."""
+    state = make_state(params_of(name, mbstd_num_channels=0))
+    D = state.D.double()
+    assert isinstance(D, GROWING)
+    D.set_lod(lod)
+    factor = 2 ** math.floor(lod)
+    small = torch.randn(3, 1, RESOLUTION // factor, RESOLUTION // factor, dtype=torch.float64)
+    c = F.one_hot(torch.arange(3), 3).double()
+    full = small.repeat_interleave(factor, 2).repeat_interleave(factor, 3).requires_grad_()
+    (gradients,) = torch.autograd.grad(D(F.avg_pool2d(full, factor), c).sum(), [full])
+    squares = gradients.square().sum([1, 2, 3])
+    assert squares.min() > 0
+    assert_close(dr1_loss(D, small, c, 2.0).loss, squares, "closed_form_float64")
+    assert_close(gradient_penalty(D, small, c), (squares.sqrt() - 1).square(), "golden_float64")
+
+
+# What has no meaning is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("pggan", {"loss": "logistic"}, "needs train.loss: wgan-gp"),
+        ("e", {"loss": "wgan-gp", "pl_weight": 0.0}, "only the D of train.family=pggan tells classes"),
+        ("ada", {"ada_max_p": 0.0}, "train.ada_max_p=0 with train.augment=ada changes no image"),
+        ("pggan", {"augment": "ada"}, "which has no meaning with train.loss: wgan-gp"),
+        ("ada", {"augment": "fixed", "augment_p": 0.0}, "train.augment_p=0 changes no image"),
+        ("a", {"lod_training_kimg": 0.0001, "lod_transition_kimg": 0.0}, "growing takes time, at least 0.001"),
+        ("a", {"tick_kimg_by_resolution": {8: 0.0001}}, "train.tick_kimg=0.0001 is less than one batch"),
+        ("a", {"lod_initial_resolution": 6}, "is not a power of two"),
+        ("a", {"batch_size_by_resolution": {12: 16}}, "powers of two from 4 up"),
+        ("e", {"lr_by_resolution": {8: 0.1}}, "nothing grows"),
+        ("e", {"mapping_layers": 0}, "has a mapping network"),
+    ],
+)
+def test_values_without_effect_or_meaning_are_refused(name: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        params_of(name, **changes)
+
+
+def test_keys_that_dvc_writes_as_text_are_numbers() -> None:
+    assert params_of("a", batch_size_by_resolution={"8": 16}).batch_size_by_resolution == {8: 16}
+    with pytest.raises(ValueError, match="valid integer"):
+        params_of("a", batch_size_by_resolution={"8": 16, 8: 32})
+
+
+@pytest.mark.parametrize("kind", ["state", "snapshot"])
+def test_weights_of_another_family_are_refused(tmp_path: Path, kind: str) -> None:
+    """Their tensors may have the same names and sizes."""
+    old, new = params_of("e", conditional=False), params_of("d", conditional=False)
+    states = [initial_state(p, RESOLUTION, 1, 0, torch.device("cpu")) for p in (old, new)]
+    path = tmp_path / "start.safetensors"
+    if kind == "state":
+        identity = {"data": "x", "params": json.loads(old.model_dump_json())}
+        save_state(path, states[0], {"run": "x", "identity": identity})
+    else:
+        save_snapshot(path, states[0].G_ema, {})
+    with pytest.raises(RunError, match="is of family=stylegan2, this run of train.family=stylegan2-growing"):
+        start_from(path, states[1], new)
