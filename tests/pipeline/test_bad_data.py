@@ -177,7 +177,7 @@ def test_a_state_of_another_format_is_refused(copy: Copy) -> None:
     with pytest.raises(RunError) as error:
         read_state_metadata(newest)
     assert not isinstance(error.value, DamagedState)
-    check_refused(clone, f"{newest.name}: state format 1, this version reads 2.", "raise run.fresh")
+    check_refused(clone, f"{newest.name}: state format 1, this version reads 3.", "raise run.fresh")
 
 
 @pytest.mark.slow
