@@ -250,7 +250,10 @@ def await_meeting(params: Params) -> Meeting:
             ) from None
         except socket.gaierror as error:
             if not unknown:  # names may come up later, when a cluster starts
-                print(f"run.rendezvous={params.run.rendezvous}: {error.strerror}; calling on", flush=True)
+                what = (
+                    f"run.rendezvous={params.run.rendezvous}: this machine does not know {address} ({error.strerror})"
+                )
+                print(f"{what}. Check the name; until it is known, it is tried every {CALL_SEC:g} s", flush=True)
             unknown = True
         except (OSError, ValueError):
             pass  # the first node is between two stages, or not there yet, or somebody else answers there

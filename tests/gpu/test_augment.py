@@ -106,11 +106,11 @@ def test_adjoints_of_sampling() -> None:
     assert_close(grid_sample(x.to(CUDA), grid.to(CUDA)), grid_sample(x, grid), "twin_float64")
 
 
+@pytest.mark.parametrize("numerics", [True], indirect=True, ids=["deterministic"])
 @pytest.mark.parametrize("what", ["bgcfnc", "blit", "diffaugment"])
 def test_bits_are_the_same_again_and_again(what: str) -> None:
     """Under deterministic algorithms: values, first and second gradients, of images that are sampled at many places."""
-    if not torch.are_deterministic_algorithms_enabled():
-        pytest.skip("only deterministic algorithms promise it")
+    assert torch.are_deterministic_algorithms_enabled()
     img = picture(6, 3, 64, 64).float().to(CUDA)
     augmentation = drawn("blit" if what == "blit" else "bgcfnc", 0.8, (64, 64), 3)
     plan = draw_diffaugment(ALL, 1.0, 6, 64, 64, torch.Generator().manual_seed(2))
