@@ -1,5 +1,7 @@
 """A temporary git and DVC repository with this project's files and a tiny pipeline, driven as a user would."""
 
+import atexit
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +40,22 @@ def _yaml(value: Any) -> str:
     return json.dumps(value)
 
 
+@functools.cache
+def nursery() -> subprocess.Popen[str]:
+    """This test process's nursery.py, until it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.nursery"], cwd=ROOT, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    def end() -> None:
+        with process:
+            process.kill()
+
+    atexit.register(end)
+    return process
+
+
 @dataclass(frozen=True)
 class Clone:
     """A temporary repository."""
@@ -62,8 +80,30 @@ class Clone:
         return self.run("dvc", *arguments, ok=ok, timeout_sec=timeout_sec)
 
     def stage(self, name: str, ok: bool = True) -> str:
-        """Runs a stage without DVC."""
-        return self.run(sys.executable, "-m", f"stages.{name}", ok=ok)
+        """Runs a stage without DVC, to its end; its output. Fails the test unless it ends as expected."""
+        done = self.stage_apart(name, together=True)
+        assert (done.returncode == 0) == ok, f"stages.{name}: exit {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def stage_apart(self, name: str, together: bool = False) -> subprocess.CompletedProcess[str]:
+        """As `stage`, however it ends; with stdout and stderr each by itself, or together in stdout."""
+        logs = [self.path.parent / f"{self.path.name}.{name}.{kind}" for kind in ("out", "err")]
+        for log in logs:
+            log.write_text("")
+        order = {
+            "module": f"stages.{name}",
+            "folder": str(self.path),
+            "environment": environment(),
+            "stdout": str(logs[0]),
+            "stderr": str(logs[not together]),
+            "timeout_sec": TIMEOUT_SEC,
+        }
+        inlet, outlet = nursery().stdin, nursery().stdout
+        assert inlet is not None
+        assert outlet is not None
+        inlet.write(json.dumps(order) + "\n")
+        inlet.flush()
+        return subprocess.CompletedProcess(name, int(outlet.readline()), *(log.read_text() for log in logs))
 
     def commit(self) -> None:
         self.run("git", "add", "-A")
@@ -94,6 +134,19 @@ class Clone:
 
     def states(self) -> list[Path]:
         return sorted((self.path / "runs").glob("*/states/*.safetensors"))
+
+    def copied(self, target: Path) -> "Clone":
+        """An independent copy. DVC's cache and the raw images, thousands of files that nobody edits, are hard links."""
+        linked = (self.path / ".dvc" / "cache" / "files", self.path / "data" / "digits")
+
+        def link_or_copy(source: str, copy: str) -> None:
+            if any(folder in Path(source).parents for folder in linked):
+                os.link(source, copy)
+            else:
+                shutil.copy2(source, copy)
+
+        shutil.copytree(self.path, target, symlinks=True, copy_function=link_or_copy)
+        return Clone(target)
 
     def remove_runs(self) -> None:
         shutil.rmtree(self.path / "runs", ignore_errors=True)

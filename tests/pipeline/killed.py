@@ -20,6 +20,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch._dynamo  # two seconds, at the first torch.optim of a process
 from safetensors import safe_open
 
 from ganops.entry import run_stage

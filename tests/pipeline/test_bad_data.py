@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,10 @@ from ganops.files import sha256_file
 from ganops.images.shard_index import Shard, shards_digest
 from ganops.images.shards import ShardWriter
 from ganops.training.state import DamagedState, is_state, read_state, read_state_metadata
-from tests.pipeline.clone import Clone, environment, wait_for
+from tests.pipeline.clone import Clone, wait_for
 
 Copy = Callable[..., Clone]
 Spoil = Callable[[Path], None]
-
-
-def train(clone: Clone) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.train"]
-    return subprocess.run(
-        command, cwd=clone.path, env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
 
 
 def writable(path: Path) -> Path:
@@ -120,7 +112,7 @@ def check_refused(clone: Clone, *texts: str) -> None:
         return {path: sha256_file(path) for path in [*clone.states(), *(clone.path / "models").rglob("*.safetensors")]}
 
     before = saved()
-    done = train(clone)
+    done = clone.stage_apart("train")
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert all(text in done.stderr for text in texts), done.stderr
@@ -210,6 +202,6 @@ def test_when_every_state_was_changed(copy: Copy) -> None:
     wait_for((clone.path / "results/train/history.csv").exists, process)
     process.terminate()
     output, _ = process.communicate(timeout=60)
-    assert "train: starts, ends at kimg 2.512" in output
+    assert "train: starts, ends at kimg 2.52" in output
     assert all(f"{name}: not a whole training state (its checksum differs" in output for name in names)
     assert output.count("Falling back to the state before it.") == len(names)

@@ -20,7 +20,9 @@ while not Path("finish").exists():
 Path("out").touch()
 """
 # Modules of ganops; doctor shall work without the others.
-NEEDED = ("__init__", "config", "config_base", "config_tools", "config_train", "doctor", "errors", "files", "protocols")
+NEEDED = (
+    "__init__", "config", "config_base", "config_tools", "config_train", "doctor", "errors", "files", "protocols", "shape",
+)  # fmt: skip
 PIPELINE = """
 stages:
   slow:

@@ -140,7 +140,7 @@ def test_more_ranks_than_micro_batches_are_refused(copy: Copy, way: str) -> None
     assert len(lines) == (1 if way == "run.gpus" else 3), output
     said = {line.split(": ", 2)[-1] for line in lines}
     assert len(said) == 1, output
-    assert said.pop().startswith("3 ranks, but train.batch_size=16 and train.batch_gpu=8 make only 2 micro-batches")
+    assert said.pop().startswith("3 ranks, but train.batch_size=40 and train.batch_gpu=20 make only 2 micro-batches")
     if way == "run.gpus":
         assert len(lines_with("train: ", output)) == 1, output
     assert not clone.states()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.pipeline.clone import Clone, trainers, wait_for
+from tests.shared import made_once
 
 SMALL = {
     "train__total_kimg": 0.5, "train__tick_kimg": 0.125, "train__metric_kimg": 0, "train__snapshot_kimg": 0,
@@ -41,13 +42,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def prepared(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """Shards and statistics at 16 px: three resolutions from 4 px on."""
-    path = tmp_path_factory.mktemp("prepared") / "repository"
-    shutil.copytree(finished.path, path, symlinks=True)
-    clone = Clone(path)
-    clone.remove_runs()
-    clone.set(prepare__resolution=16, **SMALL)
-    clone.dvc("repro", "stats")
-    return clone
+
+    def make(folder: Path) -> None:
+        clone = finished.copied(folder / "repository")
+        clone.remove_runs()
+        clone.set(prepare__resolution=16, **SMALL)
+        clone.dvc("repro", "stats")
+
+    return Clone(made_once(tmp_path_factory, "prepared", make) / "repository")
 
 
 def rows(clone: Clone) -> list[dict[str, str]]:
@@ -60,7 +62,7 @@ def rows(clone: Clone) -> list[dict[str, str]]:
 def test_a_config_grows_is_killed_within_a_fade_and_ends_the_same(prepared: Clone, tmp_path: Path, name: str) -> None:
     whole, killed = (Clone(tmp_path / kind) for kind in ("whole", "killed"))
     for clone in (whole, killed):
-        shutil.copytree(prepared.path, clone.path, symlinks=True)
+        prepared.copied(clone.path)
         clone.set(**CONFIGS[name])
     measured = name in ("a", "pggan")  # the oldest way and the newest; what follows training is the same for all
     output = whole.dvc("repro", "fid") if measured else whole.stage("train")

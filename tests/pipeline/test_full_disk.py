@@ -98,8 +98,8 @@ needs_mount = pytest.mark.skipif(not may_mount(), reason="`unshare -rm mount -t 
 
 
 def nearly_finished(clone: Clone) -> Clone:
-    """As after a SIGKILL at kimg 1.904 of 2: six steps, a tick, a picture, a distance and a snapshot are to come."""
-    assert [path.stem for path in clone.states()] == ["000001904", "000002000"]
+    """As after a SIGKILL at kimg 1.92 of 2: two steps, a tick, a picture, a distance and a snapshot are to come."""
+    assert [path.stem for path in clone.states()] == ["000001920", "000002000"]
     clone.states()[-1].unlink()
     for folder in ("models", "results/train"):  # as DVC does before it runs the stage
         shutil.rmtree(clone.path / folder)
@@ -138,9 +138,9 @@ def test_what_training_cannot_do_without(copy: Copy, finished: Clone) -> None:
     clone = nearly_finished(copy())
     (clone.states()[0].parent / ".000002000.safetensors.1.tmp").write_bytes(b"half")  # of a killed writer
 
-    clone.set(run__state_kimg=0.032)  # due at 1920, while training
-    check_stopped(limited(clone, "train", 100_000), "/000001920.safetensors: cannot write the state", "are whole.")
-    assert check_runs_are_whole(clone) == ["000001904"]
+    clone.set(run__state_kimg=0.04)  # due at 1960, while training
+    check_stopped(limited(clone, "train", 100_000), "/000001960.safetensors: cannot write the state", "are whole.")
+    assert check_runs_are_whole(clone) == ["000001920"]
 
     clone.set(run__state_kimg=1000)
     for where, size in (
@@ -150,11 +150,11 @@ def test_what_training_cannot_do_without(copy: Copy, finished: Clone) -> None:
     ):
         done = limited(clone, "train", size, where)
         check_stopped(done)
-        assert "continues at kimg 1.904" in done.stdout
-        assert check_runs_are_whole(clone) == ["000001904"]
+        assert "continues at kimg 1.92" in done.stdout
+        assert check_runs_are_whole(clone) == ["000001920"]
 
     check_stopped(limited(clone, "train", 50_000, "ganops.training.tick:copy_file"))
-    assert check_runs_are_whole(clone) == ["000001904", "000002000"]
+    assert check_runs_are_whole(clone) == ["000001920", "000002000"]
     assert not (clone.path / "models" / "state.safetensors").exists()
 
     assert "was reached before; nothing to train" in clone.stage("train")
@@ -185,7 +185,7 @@ def test_what_training_can_do_without(copy: Copy, finished: Clone, where: str) -
     assert done.stderr == ""
     assert done.returncode == 0
     assert "WARNING" in done.stdout
-    assert check_runs_are_whole(clone) == ["000001904", "000002000"]
+    assert check_runs_are_whole(clone) == ["000001920", "000002000"]
     assert clone.models() == finished.models()
     assert clone.kimgs() == finished.kimgs()
 
@@ -207,9 +207,9 @@ def test_a_signal_while_the_disk_is_full(copy: Copy, finished: Clone) -> None:
     assert "Earlier states are whole." in last
     assert "Traceback" not in output
     assert "is saved" not in output
-    assert check_runs_are_whole(clone) == ["000001904"]
+    assert check_runs_are_whole(clone) == ["000001920"]
     clone.set(run__state_kimg=0.1, train__total_kimg=2)
-    assert "continues at kimg 1.904" in clone.stage("train")
+    assert "continues at kimg 1.92" in clone.stage("train")
     assert clone.models() == finished.models()
     assert clone.kimgs() == finished.kimgs()
 
@@ -219,13 +219,15 @@ def test_a_signal_while_the_disk_is_full(copy: Copy, finished: Clone) -> None:
 def test_no_space_left_for_states(copy: Copy, finished: Clone) -> None:
     """runs/ on a file system on which there is room for one state more, but not for two."""
     clone = nearly_finished(copy())
-    clone.set(run__state_kimg=0.016)
+    # Nothing but states is written there.
+    clone.set(run__state_kimg=0.04, train__total_kimg=2.5, train__snapshot_kimg=0, train__metric_kimg=0)
     held = sum(-(-path.stat().st_size // 4096) * 4096 for path in (clone.path / "runs").rglob("*"))
     done = on_a_small_disk(clone, "train", "runs", held + 130_000)
     check_stopped(done, "cannot write the state", "No space left on device", "Earlier states are whole.")
     names = check_runs_are_whole(clone)
-    assert "000001904" in names
+    assert "000001920" in names
     reached = names[-1]
+    clone.set(train__total_kimg=2, train__snapshot_kimg=1, train__metric_kimg=1)
     output = clone.stage("train")
     assert f"continues at kimg {int(reached) / 1000:g}" in output
     assert clone.models() == finished.models()
@@ -239,7 +241,7 @@ def test_too_small_a_disk_is_refused_before_the_first_step(copy: Copy) -> None:
     done = on_a_small_disk(clone, "train", "runs", held + 60_000)
     check_stopped(done, "are free, but a state takes", "python -m stages.doctor")
     assert "continues at" not in done.stdout
-    assert check_runs_are_whole(clone) == ["000001904"]
+    assert check_runs_are_whole(clone) == ["000001920"]
 
 
 @needs_mount

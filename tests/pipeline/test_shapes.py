@@ -5,8 +5,8 @@ One of them by DVC, as a user runs it; the others stage by stage in this process
 
 import contextlib
 import csv
+import functools
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from ganops.networks.law import LabelVectors
 from ganops.networks.snapshot import load_law, load_snapshot
 from stages import fid, prepare, sample, stats, train
 from tests.pipeline.clone import Clone, copy_project, stages_run, wait_for
+from tests.shared import made_once
 from tests.standin import write_standin
 
 COUNT = 64
@@ -111,20 +112,16 @@ def run_here(clone: Clone) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
     """A clone in which all stages have run; each kind once."""
-    clones: dict[str, Clone] = {}
 
-    def make(kind: str) -> Clone:
-        if kind not in clones:
-            clone = make_clone(tmp_path_factory.mktemp(kind), kind)
-            if kind == "attributes":
-                clone.commit()
-                assert stages_run(clone.dvc("repro")) == ["digits", *STAGES, "report"]
-            else:
-                run_here(clone)
-            clones[kind] = clone
-        return clones[kind]
+    def make(kind: str, folder: Path) -> None:
+        clone = make_clone(folder, kind)
+        if kind == "attributes":
+            clone.commit()
+            assert stages_run(clone.dvc("repro")) == ["digits", *STAGES, "report"]
+        else:
+            run_here(clone)
 
-    return make
+    return lambda kind: Clone(made_once(tmp_path_factory, kind, functools.partial(make, kind)) / "repository")
 
 
 def pixels(clone: Clone, name: str) -> np.ndarray:
@@ -190,8 +187,7 @@ def test_label_vectors_reach_the_samples(made: Callable[[str], Clone]) -> None:
 
 def test_killed_and_started_again_is_exact(made: Callable[[str], Clone], tmp_path: Path) -> None:
     """Not square, 2 channels, label vectors, SIGKILL in the middle: the models are the same, bit for bit."""
-    shutil.copytree(made("attributes").path, tmp_path / "copy", symlinks=True)
-    clone = Clone(tmp_path / "copy")
+    clone = made("attributes").copied(tmp_path / "copy")
     before = clone.models()
     clone.remove_runs()
     (clone.path / "dvc.lock").unlink()  # or the finished state would come from DVC's cache

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ganops.distributed import deal
+from tests.shared import made_once
 from tests.tolerances import assert_close
 from tests.unit.ranks import STEPS, WORLDS
 from tests.unit.tiny import ROOT
@@ -21,9 +22,11 @@ DTYPES = ("float32", "float64")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of `tests.unit.ranks`: per world, rank and dtype the state and what was drawn."""
-    out = tmp_path_factory.mktemp("ranks")
-    subprocess.run([sys.executable, "-m", "tests.unit.ranks", str(out)], check=True, cwd=ROOT, timeout=600)
-    return out
+
+    def make(out: Path) -> None:
+        subprocess.run([sys.executable, "-m", "tests.unit.ranks", str(out)], check=True, cwd=ROOT, timeout=600)
+
+    return made_once(tmp_path_factory, "ranks", make)
 
 
 def state_of(out: Path, world: int, rank: int, dtype: str) -> dict[str, Tensor]:
