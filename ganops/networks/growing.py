@@ -10,12 +10,15 @@ Source: Karras et al. 2018, section 2 and figure 2.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganops.networks.layers import NoiseMode, NoiseSource
+from ganops.networks.mapping import truncate_w
+from ganops.shape import size_at
 
 LOWEST = 4
 """Nominal resolution of level 0."""
@@ -33,11 +36,6 @@ def level_resolutions(resolution: int) -> list[int]:
     if resolution < LOWEST or resolution & (resolution - 1):
         raise ValueError(f"resolution={resolution} is not a power of two from {LOWEST} up")
     return [LOWEST << level for level in range(resolution.bit_length() - LOWEST.bit_length() + 1)]
-
-
-def level_grid(base_grid: Grid, nominal: int) -> Grid:
-    """Height and width of the images of one level, given by its nominal resolution."""
-    return base_grid[0] * nominal // LOWEST, base_grid[1] * nominal // LOWEST
 
 
 def grid_name(grid: Grid) -> str:
@@ -96,40 +94,92 @@ def fade_reals(img: Tensor, lod: float) -> Tensor:
     return torch.lerp(img, upscale(average(img, 2), 2), fade) if fade else img
 
 
-def truncate_w(w: Tensor, w_avg: Tensor, num_ws: int, psi: float, cutoff: int | None) -> Tensor:
-    """One w per layer, the first `cutoff` of them pulled towards the mean.
+class SynthesisByLevels(nn.Module):
+    """From ws to images of the present level; layers and `forward` are each family's.
 
     Args:
-        w: [N, w_dim].
-        w_avg: [w_dim].
-        num_ws: layers.
-        psi: 1 = not at all, 0 = all the way.
-        cutoff: number of layers from the coarse end; None = all.
-    Returns:
-        [N, num_ws, w_dim].
+        resolution: nominal, of the fully grown network.
+        lod: how far it has grown.
+        num_ws: how many w it takes.
     """
-    ws = w[:, None].expand(-1, num_ws, -1)
-    if psi == 1:
-        return ws
-    truncated = torch.lerp(w_avg, w, psi)[:, None].expand(-1, num_ws, -1)
-    return truncated if cutoff is None else torch.cat([truncated[:, :cutoff], ws[:, cutoff:]], dim=1)
+
+    def __init__(self, *, resolution: int, lod: float, num_ws: int) -> None:
+        super().__init__()
+        self.lod = check_lod(lod, resolution)
+        self.num_ws = num_ws
+        self.blocks = nn.ModuleDict()
 
 
-def draw_grid_noise(noise_const: Tensor, count: int, mode: NoiseMode, rng: NoiseSource) -> Tensor | None:
-    """Noise of one layer for `count` images.
+class GeneratorByLevels(nn.Module):
+    """What growing generators share: how they grow, and the way from z to an image.
 
     Args:
-        noise_const: [H, W], what mode "const" gives to all images; its size and device are those of any noise.
-        count: of images.
-        mode: "random", "const" or "none".
-        rng: for "random": one generator for the batch, or one per image.
-    Returns:
-        [count, 1, H, W] float32 ("random"), [H, W] ("const") or None.
+        arguments: of the family's constructor but for `lod` and `rng`, as JSON values.
+        w_dim: width of w.
+        mapping: z [N, z_dim] and c [N, c_dim] -> w [N, w_dim].
+        synthesis: ws [N, num_ws, w_dim] -> images of the present level.
+        ws_per_level: how many of the ws a level adds.
     """
-    if mode != "random":
-        return noise_const if mode == "const" else None
-    shape, device = noise_const.shape, noise_const.device
-    if isinstance(rng, list):
-        each = [torch.randn([1, 1, *shape], generator=one, device=device, dtype=torch.float32) for one in rng]
-        return torch.cat(each)
-    return torch.randn([count, 1, *shape], generator=rng, device=device, dtype=torch.float32)
+
+    w_avg: Tensor
+
+    def __init__(
+        self,
+        *,
+        arguments: dict[str, Any],
+        w_dim: int,
+        mapping: nn.Module,
+        synthesis: SynthesisByLevels,
+        ws_per_level: int,
+    ) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self.z_dim: int = arguments["z_dim"]
+        self.c_dim: int = arguments["c_dim"]
+        self.w_dim = w_dim
+        self.resolution: int = arguments["resolution"]
+        self.base_grid: Grid = arguments["base_grid"]
+        self.size = size_at(self.resolution, self.base_grid)
+        self.img_channels: int = arguments["img_channels"]
+        self.mapping = mapping
+        self.synthesis = synthesis
+        self.num_ws = synthesis.num_ws
+        self.ws_per_level = ws_per_level
+        # The running mean of w, moved by the training loop.
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
+        return {**self._arguments, "lod": self.lod}
+
+    @property
+    def lod(self) -> float:
+        """How far the network has grown; 0 = fully."""
+        return self.synthesis.lod
+
+    def set_lod(self, lod: float) -> None:
+        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
+        self.synthesis.lod = check_lod(lod, self.resolution)
+
+    @property
+    def active_ws(self) -> int:
+        """How many of `num_ws`, from the coarse end, matter at the present lod."""
+        return self.num_ws - self.ws_per_level * split_lod(self.lod)[0]
+
+    def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
+        """[N, w_dim] -> ws [N, num_ws, w_dim], see `truncate_w`."""
+        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor,
+        truncation_psi: float,
+        truncation_cutoff: int | None,
+        noise_mode: NoiseMode,
+        rng: NoiseSource,
+    ) -> Tensor:
+        """[N, z_dim], [N, c_dim] -> images of full size, those of the present level in squares of equal pixels."""
+        ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
+        return upscale(self.synthesis(ws, noise_mode, rng), 2 ** split_lod(self.lod)[0])

@@ -3,14 +3,16 @@
 The layers themselves are made by each family.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ganops.networks.growing import average, split_lod
-from ganops.networks.layers import MinibatchStd, fast_format
+from ganops.networks.early_layers import EarlyDense
+from ganops.networks.growing import Grid, average, check_lod, split_lod
+from ganops.networks.layers import Dense, MinibatchStd, fast_format
+from ganops.shape import size_at
 
 
 class GrowingDiscriminatorBlock(nn.Module):
@@ -71,26 +73,70 @@ class GrowingDiscriminatorHead(nn.Module):
         return features
 
 
-def discriminate(
-    blocks: Sequence[GrowingDiscriminatorBlock], head: GrowingDiscriminatorHead, img: Tensor, lod: float
-) -> Tensor:
-    """Features [N, channels] of images at `lod`; blocks above the present level are not run.
+class DiscriminatorByLevels(nn.Module):
+    """What growing discriminators share: how they grow, and the way from an image to the last layer.
 
     Args:
-        blocks: from the image down.
+        arguments: of the family's constructor but for `lod` and `rng`, as JSON values.
+        lod: how far it has grown.
+        blocks: `GrowingDiscriminatorBlock`s by the names of their grids, from the image down.
         head: the lowest level.
-        img: [N, img_channels, H, W] of the present level, in the dtype of the weights.
-        lod: while the present level fades in, its features are mixed with those that the next lower one sees in the
-            averaged image (Karras et al. 2018, figure 2).
+        output: [N, channels] -> [N, outputs].
     """
-    missing, fade = split_lod(lod)
-    levels: list[GrowingDiscriminatorBlock | GrowingDiscriminatorHead] = [*blocks, head]
-    levels = levels[missing:]
-    x = levels[0].look(img)
-    for index, (level, below) in enumerate(pairwise(levels)):
-        x = level(x)
-        x = x.to(img.dtype if below.dtype is None else below.dtype)
-        if index == 0 and fade:
-            x = torch.lerp(x, below.look(average(img, 2)), fade)
-    features: Tensor = head(x)
-    return features
+
+    def __init__(
+        self,
+        *,
+        arguments: dict[str, Any],
+        lod: float,
+        blocks: nn.ModuleDict,
+        head: GrowingDiscriminatorHead,
+        output: Dense | EarlyDense,
+    ) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self.c_dim: int = arguments["c_dim"]
+        self.resolution: int = arguments["resolution"]
+        self.base_grid: Grid = arguments["base_grid"]
+        self.size = size_at(self.resolution, self.base_grid)
+        self.img_channels: int = arguments["img_channels"]
+        self.lod = check_lod(lod, self.resolution)
+        self.blocks = blocks
+        self.head = head
+        self.output = output
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
+        return {**self._arguments, "lod": self.lod}
+
+    def set_lod(self, lod: float) -> None:
+        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
+        self.lod = check_lod(lod, self.resolution)
+
+    def outputs(self, img: Tensor) -> Tensor:
+        """What the last layer says of images.
+
+        Blocks above the present level are not run. While that level fades in, its features are mixed with those that the
+        next lower one sees in the averaged image (Karras et al. 2018, figure 2).
+
+        Args:
+            img: [N, img_channels, H, W] of the present level, in [-1, 1]; N a multiple of the minibatch-std group.
+        Returns:
+            [N, outputs] in the dtype of the weights. Differentiable any number of times.
+        """
+        missing, fade = split_lod(self.lod)
+        grid = size_at(self.resolution >> missing, self.base_grid)
+        assert tuple(img.shape[2:]) == grid, (tuple(img.shape), grid)
+        img = img.to(self.output.weight.dtype)
+        blocks = [block for block in self.blocks.values() if isinstance(block, GrowingDiscriminatorBlock)]
+        levels: list[GrowingDiscriminatorBlock | GrowingDiscriminatorHead] = [*blocks, self.head]
+        levels = levels[missing:]
+        x = levels[0].look(img)
+        for index, (level, below) in enumerate(pairwise(levels)):
+            x = level(x)
+            x = x.to(img.dtype if below.dtype is None else below.dtype)
+            if index == 0 and fade:
+                x = torch.lerp(x, below.look(average(img, 2)), fade)
+        outputs: Tensor = self.output(self.head(x))
+        return outputs

@@ -38,6 +38,23 @@ def draw_noise(count: int, size: tuple[int, int], device: torch.device, rng: Noi
     return torch.randn([count, 1, *size], generator=rng, device=device, dtype=torch.float32)
 
 
+def layer_noise(noise_const: Tensor, count: int, mode: NoiseMode, rng: NoiseSource) -> Tensor | None:
+    """Noise of one layer for `count` images.
+
+    Args:
+        noise_const: [H, W], what mode "const" gives to all images; its size and device are those of any noise.
+        count: of images.
+        mode: "random", "const" or "none".
+        rng: for "random": one generator for the batch, or one per image.
+    Returns:
+        [count, 1, H, W] float32 ("random"), [H, W] ("const") or None.
+    """
+    if mode == "random":
+        height, width = noise_const.shape
+        return draw_noise(count, (height, width), noise_const.device, rng)
+    return noise_const if mode == "const" else None
+
+
 def block_dtype(precision: Precision, resolution: int, top: int, low_precision_resolutions: int) -> torch.dtype | None:
     """The low precision that a block computes in, or None where it computes in the dtype of the weights.
 
@@ -180,7 +197,6 @@ class SynthesisLayer(nn.Module):
         rng: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.size = size
         self.up = up
         self.clamp = clamp
         self.affine = style_affine(w_dim, in_channels, rng)
@@ -190,14 +206,11 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", draw_normal(*size, rng=rng))
         self.register_buffer("resample_filter", setup_filter(RESAMPLE_TAPS, separable=True), persistent=False)
 
-    def noise(self, count: int, mode: NoiseMode, rng: NoiseSource) -> Tensor | None:
-        """Of `count` images: [count, 1, *size], or [*size] for all; None = none."""
-        if mode == "random":
-            return draw_noise(count, self.size, self.noise_const.device, rng)
-        return self.noise_const if mode == "const" else None
-
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
-        """[N, in_channels, H, W], [N, w_dim] -> [N, out_channels, H * up, W * up], times `gain`; x's dtype."""
+        """[N, in_channels, H, W], [N, w_dim] -> [N, out_channels, H * up, W * up], times `gain`; x's dtype.
+
+        `noise` as from `layer_noise`.
+        """
         total_gain = ACTIVATION_GAINS["lrelu"] * gain
         if noise is not None:
             noise = (noise * (self.noise_strength * total_gain)).to(x.dtype)

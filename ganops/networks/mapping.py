@@ -1,4 +1,4 @@
-"""The mapping network: from a latent and a label to w."""
+"""The mapping network: from a latent and a label to w; and from w to the ws of all layers."""
 
 import torch
 from torch import Tensor, nn
@@ -67,3 +67,22 @@ class MappingNetwork(nn.Module):
 def normalize(x: Tensor) -> Tensor:
     """[N, D] scaled to mean square 1 per row."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def truncate_w(w: Tensor, w_avg: Tensor, num_ws: int, psi: float, cutoff: int | None) -> Tensor:
+    """One w per layer, the first `cutoff` of them pulled towards the mean.
+
+    Args:
+        w: [N, w_dim].
+        w_avg: [w_dim].
+        num_ws: layers.
+        psi: 1 = not at all, 0 = all the way: the mean image.
+        cutoff: number of layers from the coarse end; None = all.
+    Returns:
+        [N, num_ws, w_dim].
+    """
+    ws = w[:, None].expand(-1, num_ws, -1)
+    if psi == 1:
+        return ws
+    truncated = torch.lerp(w_avg, w, psi)[:, None].expand(-1, num_ws, -1)
+    return truncated if cutoff is None else torch.cat([truncated[:, :cutoff], ws[:, cutoff:]], dim=1)

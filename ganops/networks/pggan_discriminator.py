@@ -1,17 +1,20 @@
 """The discriminator of PGGAN, with the classes of AC-GAN."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ganops.networks.early_layers import LRELU_GAIN, EarlyConv, EarlyDense
-from ganops.networks.growing import Grid, check_lod, grid_name, level_channels, level_grid, level_resolutions, split_lod
-from ganops.networks.growing_discriminator import GrowingDiscriminatorBlock, GrowingDiscriminatorHead, discriminate
+from ganops.networks.growing import Grid, grid_name, level_channels, level_resolutions
+from ganops.networks.growing_discriminator import (
+    DiscriminatorByLevels,
+    GrowingDiscriminatorBlock,
+    GrowingDiscriminatorHead,
+)
 from ganops.networks.layers import MinibatchStd, Precision, block_dtype
+from ganops.shape import size_at
 
 
-class PGGANDiscriminator(nn.Module):
+class PGGANDiscriminator(DiscriminatorByLevels):
     """The discriminator (critic) of PGGAN, growing. With labels it also classifies images.
 
     Layers of levels above the present one are not run, and get no gradients; nor do image layers of levels below it, but
@@ -51,9 +54,8 @@ class PGGANDiscriminator(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
         height, width = base_grid
-        self._arguments: dict[str, Any] = {
+        arguments = {
             "c_dim": c_dim,
             "resolution": resolution,
             "base_grid": (height, width),
@@ -66,24 +68,18 @@ class PGGANDiscriminator(nn.Module):
             "low_precision_resolutions": low_precision_resolutions,
             "conv_clamp": conv_clamp,
         }
-        self.c_dim = c_dim
-        self.resolution = resolution
-        self.base_grid = height, width
-        self.size = level_grid(self.base_grid, resolution)
-        self.img_channels = img_channels
-        self.lod = check_lod(lod, resolution)
         resolutions = level_resolutions(resolution)
         widths = {r: level_channels(r, channel_base, channel_max) for r in resolutions}
-        self.blocks = nn.ModuleDict()
+        blocks = nn.ModuleDict()
         for r in reversed(resolutions[1:]):
-            self.blocks[grid_name(level_grid(self.base_grid, r))] = GrowingDiscriminatorBlock(
+            blocks[grid_name(size_at(r, (height, width)))] = GrowingDiscriminatorBlock(
                 from_rgb=_conv(img_channels, widths[r], 1, 1, conv_clamp, rng),
                 conv0=_conv(widths[r], widths[r], 3, 1, conv_clamp, rng),
                 conv1_down=_conv(widths[r], widths[r // 2], 3, 2, conv_clamp, rng),
                 dtype=block_dtype(precision, r, resolution, low_precision_resolutions),
             )
         channels = widths[resolutions[0]]
-        self.head = GrowingDiscriminatorHead(
+        head = GrowingDiscriminatorHead(
             from_rgb=_conv(img_channels, channels, 1, 1, conv_clamp, rng),
             minibatch_std=MinibatchStd(group_size=mbstd_group_size, num_channels=mbstd_num_channels),
             conv=_conv(channels + mbstd_num_channels, channels, 3, 1, conv_clamp, rng),
@@ -96,18 +92,10 @@ class PGGANDiscriminator(nn.Module):
                 rng=rng,
             ),
         )
-        self.output = EarlyDense(
+        output = EarlyDense(
             in_features=channels, out_features=1 + c_dim, activation="linear", gain=1.0, lr_multiplier=1.0, rng=rng
         )
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
-        return {**self._arguments, "lod": self.lod}
-
-    def set_lod(self, lod: float) -> None:
-        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
-        self.lod = check_lod(lod, self.resolution)
+        super().__init__(arguments=arguments, lod=lod, blocks=blocks, head=head, output=output)
 
     def scores_and_classes(self, img: Tensor) -> tuple[Tensor, Tensor | None]:
         """How real images are, and of which class.
@@ -118,10 +106,7 @@ class PGGANDiscriminator(nn.Module):
             Scores [N, 1], higher for real images; and logits of the classes [N, c_dim], None without labels. In the dtype
             of the weights. Differentiable any number of times.
         """
-        grid = level_grid(self.base_grid, self.resolution >> split_lod(self.lod)[0])
-        assert tuple(img.shape[2:]) == grid, (tuple(img.shape), grid)
-        blocks = [block for block in self.blocks.values() if isinstance(block, GrowingDiscriminatorBlock)]
-        x: Tensor = self.output(discriminate(blocks, self.head, img.to(self.output.weight.dtype), self.lod))
+        x = self.outputs(img)
         return x[:, :1], x[:, 1:] if self.c_dim else None
 
     def forward(self, img: Tensor, c: Tensor) -> Tensor:

@@ -1,26 +1,24 @@
 """The generator of PGGAN."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganops.networks.early_layers import LRELU_GAIN, EarlyConv, pixel_norm
 from ganops.networks.growing import (
+    GeneratorByLevels,
     Grid,
-    check_lod,
+    SynthesisByLevels,
     grid_name,
     level_channels,
-    level_grid,
     level_resolutions,
     split_lod,
-    truncate_w,
     upscale,
 )
 from ganops.networks.layers import NoiseMode, NoiseSource, Precision, block_dtype, draw_normal, fast_format
 from ganops.networks.mapping import normalize
 from ganops.ops.bias_act import bias_act
+from ganops.shape import size_at
 
 
 class PGGANMapping(nn.Module):
@@ -131,7 +129,7 @@ class PGGANBlock(nn.Module):
         return x
 
 
-class PGGANSynthesis(nn.Module):
+class PGGANSynthesis(SynthesisByLevels):
     """From ws to images; see `PGGANGenerator` for the arguments."""
 
     def __init__(
@@ -149,13 +147,11 @@ class PGGANSynthesis(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
-        self.lod = lod
-        self.blocks = nn.ModuleDict()
+        super().__init__(resolution=resolution, lod=lod, num_ws=1)
         in_channels = 0
         for r in level_resolutions(resolution):
             out_channels = level_channels(r, channel_base, channel_max)
-            grid = level_grid(base_grid, r)
+            grid = size_at(r, base_grid)
             self.blocks[grid_name(grid)] = PGGANBlock(
                 in_channels=in_channels,
                 out_channels=out_channels,
@@ -196,8 +192,10 @@ class PGGANSynthesis(nn.Module):
         return img
 
 
-class PGGANGenerator(nn.Module):
+class PGGANGenerator(GeneratorByLevels):
     """The generator of PGGAN, growing. Its w is the normalised latent and label, one for all layers; it has no noise.
+
+    Truncation (psi below 1) is not part of PGGAN.
 
     Layers of levels above the present one are not run, and get no gradients; nor do image layers of levels below it, but
     for the next one while it fades.
@@ -218,8 +216,6 @@ class PGGANGenerator(nn.Module):
     Source: Karras et al. 2018, "Progressive growing of GANs for improved quality, stability, and variation", table 2.
     """
 
-    w_avg: Tensor
-
     def __init__(
         self,
         *,
@@ -236,9 +232,8 @@ class PGGANGenerator(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
         height, width = base_grid
-        self._arguments: dict[str, Any] = {
+        arguments = {
             "z_dim": z_dim,
             "c_dim": c_dim,
             "resolution": resolution,
@@ -250,66 +245,21 @@ class PGGANGenerator(nn.Module):
             "low_precision_resolutions": low_precision_resolutions,
             "conv_clamp": conv_clamp,
         }
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = z_dim + c_dim
-        self.resolution = resolution
-        self.base_grid = height, width
-        self.size = level_grid(self.base_grid, resolution)
-        self.img_channels = img_channels
-        self.num_ws = 1
-        self.mapping = PGGANMapping()
-        self.synthesis = PGGANSynthesis(
-            w_dim=self.w_dim,
+        mapping = PGGANMapping()
+        synthesis = PGGANSynthesis(
+            w_dim=z_dim + c_dim,
             resolution=resolution,
-            base_grid=self.base_grid,
+            base_grid=(height, width),
             img_channels=img_channels,
             channel_base=channel_base,
             channel_max=channel_max,
             precision=precision,
             low_precision_resolutions=low_precision_resolutions,
             conv_clamp=conv_clamp,
-            lod=check_lod(lod, resolution),
+            lod=lod,
             rng=rng,
         )
-        # The running mean of w, moved by the training loop.
-        self.register_buffer("w_avg", torch.zeros(self.w_dim))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
-        return {**self._arguments, "lod": self.lod}
-
-    @property
-    def lod(self) -> float:
-        """How far the network has grown; 0 = fully."""
-        return self.synthesis.lod
-
-    def set_lod(self, lod: float) -> None:
-        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
-        self.synthesis.lod = check_lod(lod, self.resolution)
-
-    @property
-    def active_ws(self) -> int:
-        """How many of `num_ws` matter at the present lod: the one that there is."""
-        return 1
-
-    def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
-        """[N, w_dim] -> ws [N, 1, w_dim], see `truncate_w`. Not part of PGGAN: it was made for psi 1."""
-        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
-
-    def forward(
-        self,
-        z: Tensor,
-        c: Tensor,
-        truncation_psi: float,
-        truncation_cutoff: int | None,
-        noise_mode: NoiseMode,
-        rng: NoiseSource,
-    ) -> Tensor:
-        """[N, z_dim], [N, c_dim] -> images of full size, those of the present level in squares of equal pixels."""
-        ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
-        return upscale(self.synthesis(ws, noise_mode, rng), 2 ** split_lod(self.lod)[0])
+        super().__init__(arguments=arguments, w_dim=z_dim + c_dim, mapping=mapping, synthesis=synthesis, ws_per_level=0)
 
 
 def _lrelu_conv(

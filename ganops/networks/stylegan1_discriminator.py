@@ -1,18 +1,22 @@
 """The growing discriminator of StyleGAN1 (StyleGAN2's config-a) and of config-b to d."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ganops.networks.early_layers import BLUR_TAPS, FUSED_FROM, LRELU_GAIN, EarlyConv, EarlyDense
-from ganops.networks.growing import Grid, check_lod, grid_name, level_channels, level_grid, level_resolutions, split_lod
-from ganops.networks.growing_discriminator import GrowingDiscriminatorBlock, GrowingDiscriminatorHead, discriminate
+from ganops.networks.growing import Grid, grid_name, level_channels, level_resolutions
+from ganops.networks.growing_discriminator import (
+    DiscriminatorByLevels,
+    GrowingDiscriminatorBlock,
+    GrowingDiscriminatorHead,
+)
 from ganops.networks.layers import RESAMPLE_TAPS, Conv, Dense, MinibatchStd, Precision, block_dtype
+from ganops.shape import size_at
 
 
-class StyleGAN1Discriminator(nn.Module):
+class StyleGAN1Discriminator(DiscriminatorByLevels):
     """The StyleGAN1 discriminator, growing, without residual branches. With labels it has an output per class.
 
     Layers of levels above the present one are not run, and get no gradients; nor do image layers of levels below it, but
@@ -56,12 +60,11 @@ class StyleGAN1Discriminator(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
         height, width = base_grid
         early = tuple(resample_filter) == BLUR_TAPS
         if not early and tuple(resample_filter) != RESAMPLE_TAPS:
             raise ValueError(f"resample_filter={tuple(resample_filter)} is neither {BLUR_TAPS} nor {RESAMPLE_TAPS}")
-        self._arguments: dict[str, Any] = {
+        arguments = {
             "c_dim": c_dim,
             "resolution": resolution,
             "base_grid": (height, width),
@@ -75,17 +78,11 @@ class StyleGAN1Discriminator(nn.Module):
             "low_precision_resolutions": low_precision_resolutions,
             "conv_clamp": conv_clamp,
         }
-        self.c_dim = c_dim
-        self.resolution = resolution
-        self.base_grid = height, width
-        self.size = level_grid(self.base_grid, resolution)
-        self.img_channels = img_channels
-        self.lod = check_lod(lod, resolution)
         resolutions = level_resolutions(resolution)
         widths = {r: level_channels(r, channel_base, channel_max) for r in resolutions}
-        self.blocks = nn.ModuleDict()
+        blocks = nn.ModuleDict()
         for r in reversed(resolutions[1:]):
-            self.blocks[grid_name(level_grid(self.base_grid, r))] = GrowingDiscriminatorBlock(
+            blocks[grid_name(size_at(r, (height, width)))] = GrowingDiscriminatorBlock(
                 from_rgb=_conv(early, img_channels, widths[r], 1, 1, r, conv_clamp, rng),
                 conv0=_conv(early, widths[r], widths[r], 3, 1, r, conv_clamp, rng),
                 conv1_down=_conv(early, widths[r], widths[r // 2], 3, 2, r, conv_clamp, rng),
@@ -93,13 +90,13 @@ class StyleGAN1Discriminator(nn.Module):
             )
         lowest = resolutions[0]
         channels = widths[lowest]
-        self.head = GrowingDiscriminatorHead(
+        head = GrowingDiscriminatorHead(
             from_rgb=_conv(early, img_channels, channels, 1, 1, lowest, conv_clamp, rng),
             minibatch_std=MinibatchStd(group_size=mbstd_group_size, num_channels=mbstd_num_channels),
             conv=_conv(early, channels + mbstd_num_channels, channels, 3, 1, lowest, conv_clamp, rng),
             dense0=_dense(early, channels * height * width, channels, rng),
         )
-        self.output = Dense(
+        output = Dense(
             in_features=channels,
             out_features=max(c_dim, 1),
             activation="linear",
@@ -107,15 +104,7 @@ class StyleGAN1Discriminator(nn.Module):
             bias_init=0.0,
             rng=rng,
         )
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
-        return {**self._arguments, "lod": self.lod}
-
-    def set_lod(self, lod: float) -> None:
-        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
-        self.lod = check_lod(lod, self.resolution)
+        super().__init__(arguments=arguments, lod=lod, blocks=blocks, head=head, output=output)
 
     def forward(self, img: Tensor, c: Tensor) -> Tensor:
         """Logits of images being real.
@@ -126,10 +115,7 @@ class StyleGAN1Discriminator(nn.Module):
         Returns:
             [N, 1] in the dtype of the weights. Differentiable any number of times.
         """
-        grid = level_grid(self.base_grid, self.resolution >> split_lod(self.lod)[0])
-        assert tuple(img.shape[2:]) == grid, (tuple(img.shape), grid)
-        blocks = [block for block in self.blocks.values() if isinstance(block, GrowingDiscriminatorBlock)]
-        x = self.output(discriminate(blocks, self.head, img.to(self.output.weight.dtype), self.lod))
+        x = self.outputs(img)
         logits: Tensor = (x * c.to(x.dtype)).sum(dim=1, keepdim=True) if self.c_dim else x
         return logits
 

@@ -1,27 +1,25 @@
 """The StyleGAN1 generator, StyleGAN2's config-a."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ganops.networks.early_layers import FUSED_FROM, EarlyConv
 from ganops.networks.growing import (
+    GeneratorByLevels,
     Grid,
-    check_lod,
-    draw_grid_noise,
+    SynthesisByLevels,
     grid_name,
     level_channels,
-    level_grid,
     level_resolutions,
     split_lod,
-    truncate_w,
     upscale,
 )
 from ganops.networks.joint_mapping import JointMappingNetwork
-from ganops.networks.layers import NoiseMode, NoiseSource, Precision, block_dtype, fast_format
+from ganops.networks.layers import NoiseMode, NoiseSource, Precision, block_dtype, fast_format, layer_noise
 from ganops.networks.stylegan1_layers import Epilogue, StyledConv
+from ganops.shape import size_at
 
 
 class StyleGAN1Block(nn.Module):
@@ -98,9 +96,7 @@ class StyleGAN1Block(nn.Module):
         """Of both layers, in their order."""
         first = self.epilogue if self.conv0_up is None else self.conv0_up.epilogue
         epilogues = (first, self.conv1.epilogue)
-        return [
-            draw_grid_noise(epilogue.noise_const, count, mode, rng) for epilogue in epilogues if epilogue is not None
-        ]
+        return [layer_noise(epilogue.noise_const, count, mode, rng) for epilogue in epilogues if epilogue is not None]
 
     def forward(self, x: Tensor | None, ws: Sequence[Tensor], noises: Sequence[Tensor | None]) -> Tensor:
         """Features [N, in_channels, H / 2, W / 2] -> [N, out_channels, H, W]; two of `ws` [N, w_dim] and of `noises`."""
@@ -114,7 +110,7 @@ class StyleGAN1Block(nn.Module):
         return y
 
 
-class StyleGAN1Synthesis(nn.Module):
+class StyleGAN1Synthesis(SynthesisByLevels):
     """From ws to images; see `StyleGAN1Generator` for the arguments."""
 
     def __init__(
@@ -132,14 +128,11 @@ class StyleGAN1Synthesis(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
-        self.lod = lod
-        self.num_ws = 2 * len(level_resolutions(resolution))
-        self.blocks = nn.ModuleDict()
+        super().__init__(resolution=resolution, lod=lod, num_ws=2 * len(level_resolutions(resolution)))
         in_channels = 0
         for r in level_resolutions(resolution):
             out_channels = level_channels(r, channel_base, channel_max)
-            grid = level_grid(base_grid, r)
+            grid = size_at(r, base_grid)
             self.blocks[grid_name(grid)] = StyleGAN1Block(
                 in_channels=in_channels,
                 out_channels=out_channels,
@@ -184,7 +177,7 @@ class StyleGAN1Synthesis(nn.Module):
         return img
 
 
-class StyleGAN1Generator(nn.Module):
+class StyleGAN1Generator(GeneratorByLevels):
     """The StyleGAN1 generator, growing.
 
     Layers of levels above the present one are not run, and get no gradients.
@@ -209,8 +202,6 @@ class StyleGAN1Generator(nn.Module):
         config-a of Karras et al. 2020.
     """
 
-    w_avg: Tensor
-
     def __init__(
         self,
         *,
@@ -230,9 +221,8 @@ class StyleGAN1Generator(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
         height, width = base_grid
-        self._arguments: dict[str, Any] = {
+        arguments = {
             "z_dim": z_dim,
             "c_dim": c_dim,
             "w_dim": w_dim,
@@ -247,14 +237,7 @@ class StyleGAN1Generator(nn.Module):
             "low_precision_resolutions": low_precision_resolutions,
             "conv_clamp": conv_clamp,
         }
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.resolution = resolution
-        self.base_grid = height, width
-        self.size = level_grid(self.base_grid, resolution)
-        self.img_channels = img_channels
-        self.mapping = JointMappingNetwork(
+        mapping = JointMappingNetwork(
             z_dim=z_dim,
             c_dim=c_dim,
             w_dim=w_dim,
@@ -263,55 +246,17 @@ class StyleGAN1Generator(nn.Module):
             gain_in_weights=True,
             rng=rng,
         )
-        self.synthesis = StyleGAN1Synthesis(
+        synthesis = StyleGAN1Synthesis(
             w_dim=w_dim,
             resolution=resolution,
-            base_grid=self.base_grid,
+            base_grid=(height, width),
             img_channels=img_channels,
             channel_base=channel_base,
             channel_max=channel_max,
             precision=precision,
             low_precision_resolutions=low_precision_resolutions,
             conv_clamp=conv_clamp,
-            lod=check_lod(lod, resolution),
+            lod=lod,
             rng=rng,
         )
-        self.num_ws = self.synthesis.num_ws
-        # The running mean of w, moved by the training loop.
-        self.register_buffer("w_avg", torch.zeros(w_dim))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
-        return {**self._arguments, "lod": self.lod}
-
-    @property
-    def lod(self) -> float:
-        """How far the network has grown; 0 = fully."""
-        return self.synthesis.lod
-
-    def set_lod(self, lod: float) -> None:
-        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
-        self.synthesis.lod = check_lod(lod, self.resolution)
-
-    @property
-    def active_ws(self) -> int:
-        """How many of `num_ws`, from the coarse end, matter at the present lod."""
-        return self.num_ws - 2 * split_lod(self.lod)[0]
-
-    def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
-        """[N, w_dim] -> ws [N, num_ws, w_dim], see `truncate_w`."""
-        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
-
-    def forward(
-        self,
-        z: Tensor,
-        c: Tensor,
-        truncation_psi: float,
-        truncation_cutoff: int | None,
-        noise_mode: NoiseMode,
-        rng: NoiseSource,
-    ) -> Tensor:
-        """[N, z_dim], [N, c_dim] -> images of full size, those of the present level in squares of equal pixels."""
-        ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
-        return upscale(self.synthesis(ws, noise_mode, rng), 2 ** split_lod(self.lod)[0])
+        super().__init__(arguments=arguments, w_dim=w_dim, mapping=mapping, synthesis=synthesis, ws_per_level=2)

@@ -42,7 +42,7 @@ class Epilogue(nn.Module):
         self.register_buffer("noise_const", draw_normal(*grid, rng=rng))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """[N, channels, H, W], [N, w_dim] -> [N, channels, H, W], x's dtype; noise as from `draw_grid_noise`."""
+        """[N, channels, H, W], [N, w_dim] -> [N, channels, H, W], x's dtype; noise as from `layer_noise`."""
         if noise is not None:
             x = torch.addcmul(x, noise.to(x.dtype), self.noise_strength.to(x.dtype)[:, None, None])
         x = bias_act(x, self.bias.to(x.dtype), activation="lrelu", gain=1.0, clamp=self.clamp)

@@ -18,8 +18,9 @@ from ganops.networks.layers import (
     block_dtype,
     draw_normal,
     fast_format,
+    layer_noise,
 )
-from ganops.networks.mapping import MappingNetwork
+from ganops.networks.mapping import MappingNetwork, truncate_w
 from ganops.ops.upfirdn2d import setup_filter, upsample2d
 from ganops.shape import size_at
 
@@ -200,7 +201,7 @@ class SynthesisNetwork(nn.Module):
     def _noises(self, count: int, mode: NoiseMode, rng: NoiseSource) -> list[Tensor | None]:
         """Noise of all convolutions, drawn in their order."""
         blocks = [block for block in self.blocks.values() if isinstance(block, SynthesisBlock)]
-        return [layer.noise(count, mode, rng) for block in blocks for layer in block.convolutions()]
+        return [layer_noise(layer.noise_const, count, mode, rng) for block in blocks for layer in block.convolutions()]
 
 
 class Generator(nn.Module):
@@ -296,20 +297,8 @@ class Generator(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
-        """One w per layer, the first `cutoff` of them pulled towards the mean.
-
-        Args:
-            w: [N, w_dim].
-            psi: 1 = not at all, 0 = all the way: the mean image.
-            cutoff: number of layers from the coarse end; None = all.
-        Returns:
-            [N, num_ws, w_dim].
-        """
-        ws = w[:, None].expand(-1, self.num_ws, -1)
-        if psi == 1:
-            return ws
-        truncated = torch.lerp(self.w_avg, w, psi)[:, None].expand(-1, self.num_ws, -1)
-        return truncated if cutoff is None else torch.cat([truncated[:, :cutoff], ws[:, cutoff:]], dim=1)
+        """[N, w_dim] -> ws [N, num_ws, w_dim], see `truncate_w`."""
+        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
 
     def forward(
         self,
@@ -320,7 +309,7 @@ class Generator(nn.Module):
         noise_mode: NoiseMode,
         rng: NoiseSource,
     ) -> Tensor:
-        """[N, z_dim], [N, c_dim] -> images; see `truncate` and `SynthesisNetwork.forward`."""
+        """[N, z_dim], [N, c_dim] -> images; see `truncate_w` and `SynthesisNetwork.forward`."""
         ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
         img: Tensor = self.synthesis(ws, noise_mode, rng)
         return img

@@ -1,21 +1,18 @@
 """The growing generator of StyleGAN2's config-b to d: StyleGAN2's layers, an image layer per level, no sum of images."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ganops.networks.growing import (
+    GeneratorByLevels,
     Grid,
-    check_lod,
-    draw_grid_noise,
+    SynthesisByLevels,
     grid_name,
     level_channels,
-    level_grid,
     level_resolutions,
     split_lod,
-    truncate_w,
     upscale,
 )
 from ganops.networks.joint_mapping import JointMappingNetwork
@@ -28,7 +25,9 @@ from ganops.networks.layers import (
     block_dtype,
     draw_normal,
     fast_format,
+    layer_noise,
 )
+from ganops.shape import size_at
 
 
 class GrowingBlock(nn.Module):
@@ -85,7 +84,7 @@ class GrowingBlock(nn.Module):
         return x
 
 
-class GrowingSynthesis(nn.Module):
+class GrowingSynthesis(SynthesisByLevels):
     """From ws to images; see `GrowingGenerator` for the arguments."""
 
     def __init__(
@@ -103,14 +102,11 @@ class GrowingSynthesis(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
-        self.lod = lod
-        self.num_ws = 2 * len(level_resolutions(resolution))
-        self.blocks = nn.ModuleDict()
+        super().__init__(resolution=resolution, lod=lod, num_ws=2 * len(level_resolutions(resolution)))
         in_channels = 0
         for r in level_resolutions(resolution):
             out_channels = level_channels(r, channel_base, channel_max)
-            grid = level_grid(base_grid, r)
+            grid = size_at(r, base_grid)
             self.blocks[grid_name(grid)] = GrowingBlock(
                 in_channels=in_channels,
                 out_channels=out_channels,
@@ -141,7 +137,7 @@ class GrowingSynthesis(nn.Module):
         blocks = blocks[: len(blocks) - missing]
         # All noise is drawn before the first layer: a compiler can then take the layers as one piece.
         layers = [layer for block in blocks for layer in block.convolutions()]
-        noises = [draw_grid_noise(layer.noise_const, len(ws), noise_mode, rng) for layer in layers]
+        noises = [layer_noise(layer.noise_const, len(ws), noise_mode, rng) for layer in layers]
         split = ws.unbind(dim=1)
         x: Tensor | None = None
         below: Tensor | None = None
@@ -159,7 +155,7 @@ class GrowingSynthesis(nn.Module):
         return img
 
 
-class GrowingGenerator(nn.Module):
+class GrowingGenerator(GeneratorByLevels):
     """The generator of StyleGAN2's config-b to d.
 
     Layers of levels above the present one are not run, and get no gradients; nor do image layers of levels below it, but
@@ -184,8 +180,6 @@ class GrowingGenerator(nn.Module):
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", section 2 and table 1.
     """
 
-    w_avg: Tensor
-
     def __init__(
         self,
         *,
@@ -205,9 +199,8 @@ class GrowingGenerator(nn.Module):
         lod: float,
         rng: torch.Generator | None,
     ) -> None:
-        super().__init__()
         height, width = base_grid
-        self._arguments: dict[str, Any] = {
+        arguments = {
             "z_dim": z_dim,
             "c_dim": c_dim,
             "w_dim": w_dim,
@@ -222,14 +215,7 @@ class GrowingGenerator(nn.Module):
             "low_precision_resolutions": low_precision_resolutions,
             "conv_clamp": conv_clamp,
         }
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.resolution = resolution
-        self.base_grid = height, width
-        self.size = level_grid(self.base_grid, resolution)
-        self.img_channels = img_channels
-        self.mapping = JointMappingNetwork(
+        mapping = JointMappingNetwork(
             z_dim=z_dim,
             c_dim=c_dim,
             w_dim=w_dim,
@@ -238,58 +224,20 @@ class GrowingGenerator(nn.Module):
             gain_in_weights=False,
             rng=rng,
         )
-        self.synthesis = GrowingSynthesis(
+        synthesis = GrowingSynthesis(
             w_dim=w_dim,
             resolution=resolution,
-            base_grid=self.base_grid,
+            base_grid=(height, width),
             img_channels=img_channels,
             channel_base=channel_base,
             channel_max=channel_max,
             precision=precision,
             low_precision_resolutions=low_precision_resolutions,
             conv_clamp=conv_clamp,
-            lod=check_lod(lod, resolution),
+            lod=lod,
             rng=rng,
         )
-        self.num_ws = self.synthesis.num_ws
-        # The running mean of w, moved by the training loop.
-        self.register_buffer("w_avg", torch.zeros(w_dim))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without rng; `lod` is the present one."""
-        return {**self._arguments, "lod": self.lod}
-
-    @property
-    def lod(self) -> float:
-        """How far the network has grown; 0 = fully."""
-        return self.synthesis.lod
-
-    def set_lod(self, lod: float) -> None:
-        """Grows (or shrinks) the network to `lod`; ValueError where there is no such level."""
-        self.synthesis.lod = check_lod(lod, self.resolution)
-
-    @property
-    def active_ws(self) -> int:
-        """How many of `num_ws`, from the coarse end, matter at the present lod."""
-        return self.num_ws - 2 * split_lod(self.lod)[0]
-
-    def truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
-        """[N, w_dim] -> ws [N, num_ws, w_dim], see `truncate_w`."""
-        return truncate_w(w, self.w_avg, self.num_ws, psi, cutoff)
-
-    def forward(
-        self,
-        z: Tensor,
-        c: Tensor,
-        truncation_psi: float,
-        truncation_cutoff: int | None,
-        noise_mode: NoiseMode,
-        rng: NoiseSource,
-    ) -> Tensor:
-        """[N, z_dim], [N, c_dim] -> images of full size, those of the present level in squares of equal pixels."""
-        ws = self.truncate(self.mapping(z, c), truncation_psi, truncation_cutoff)
-        return upscale(self.synthesis(ws, noise_mode, rng), 2 ** split_lod(self.lod)[0])
+        super().__init__(arguments=arguments, w_dim=w_dim, mapping=mapping, synthesis=synthesis, ws_per_level=2)
 
 
 def _synthesis_layer(

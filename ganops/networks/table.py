@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from ganops.networks.early_layers import EarlyConv, EarlyDense
 from ganops.networks.families import AnyDiscriminator, AnyGenerator
-from ganops.networks.growing import Grid, grid_name, level_grid, level_resolutions
+from ganops.networks.growing import Grid, grid_name, level_resolutions
 from ganops.networks.joint_mapping import LabelMatrix
 from ganops.networks.layers import Conv, Dense, SynthesisLayer, ToRGB
 from ganops.networks.pggan_generator import PGGANFirst
 from ganops.networks.stylegan1_layers import Epilogue, StyledConv
 from ganops.networks.stylegan2_discriminator import Discriminator
 from ganops.networks.stylegan2_generator import Generator
+from ganops.shape import size_at
 
 LAYERS = (Conv, Dense, SynthesisLayer, ToRGB, EarlyConv, EarlyDense, LabelMatrix, PGGANFirst, Epilogue, StyledConv)
 """What has a row. A layer inside a layer has none."""
@@ -74,7 +75,7 @@ def _run(network: AnyGenerator | AnyDiscriminator, r: int) -> None:
     if isinstance(network, AnyGenerator):
         network(torch.zeros(1, network.z_dim), c, 1.0, None, "none", None)
     else:
-        network(torch.zeros(1, network.img_channels, *level_grid(_base_grid(network), r)), c)
+        network(torch.zeros(1, network.img_channels, *size_at(r, _base_grid(network))), c)
 
 
 def _base_grid(network: AnyGenerator | AnyDiscriminator) -> Grid:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ganops.networks.growing import (
     average,
     check_lod,
-    draw_grid_noise,
     fade_reals,
     level_channels,
     level_resolutions,
-    truncate_w,
     upscale,
 )
+from ganops.networks.layers import layer_noise
+from ganops.networks.mapping import truncate_w
 from ganops.networks.path_length import in_float32
 from ganops.networks.sampling import generate_images
 from ganops.networks.stylegan2_growing_generator import GrowingGenerator
@@ -102,11 +102,11 @@ def test_truncate_w() -> None:
 
 def test_noise_of_a_grid() -> None:
     const = normal(3, 5, seed=1)
-    assert draw_grid_noise(const, 2, "none", None) is None
-    assert draw_grid_noise(const, 2, "const", None) is const
-    noise = draw_grid_noise(const, 2, "random", seeded(1))
+    assert layer_noise(const, 2, "none", None) is None
+    assert layer_noise(const, 2, "const", None) is const
+    noise = layer_noise(const, 2, "random", seeded(1))
     assert torch.equal(noise, torch.randn([2, 1, 3, 5], generator=seeded(1)))
-    each = draw_grid_noise(const, 2, "random", [seeded(1), seeded(2)])
+    each = layer_noise(const, 2, "random", [seeded(1), seeded(2)])
     assert torch.equal(each, torch.cat([torch.randn([1, 1, 3, 5], generator=seeded(seed)) for seed in (1, 2)]))
 
 
