@@ -64,9 +64,16 @@ from ganops.training.transfer import init_sha256, start_from
 
 def micro_batches(params: Params) -> int:
     """Micro-batches of a step, the fewest while growing: so many ranks can train."""
-    return min(
-        stage.params.batch_size // stage.params.batch_gpu for stage in stages(params.train, params.prepare.nominal)
-    )
+    return _fewest_micro_batches(params)[0]
+
+
+def _fewest_micro_batches(params: Params) -> tuple[int, str]:
+    """`micro_batches`, and the values that make so few, in words."""
+    resolutions = stages(params.train, params.prepare.nominal)
+    least = min(resolutions, key=lambda stage: stage.params.batch_size // stage.params.batch_gpu)
+    words = f"train.batch_size={least.params.batch_size} and train.batch_gpu={least.params.batch_gpu}"
+    where = f" (their values at {least.resolution} px)" if len(resolutions) > 1 else ""
+    return least.params.batch_size // least.params.batch_gpu, words + where
 
 
 def most_ranks(params: Params) -> int:
@@ -144,8 +151,9 @@ def train(params: Params, shards_path: Path, statistics_path: Path, outputs: Out
                 log.close()
                 log = RunLog(run.path, outputs.results, state.tick_nimg, state.nimg, end, params.train.best_by)
     except torch.OutOfMemoryError as error:
+        batch_gpu = moment(params.train, params.prepare.nominal, state.nimg).params.batch_gpu
         raise RunError(
-            f"nimg {state.nimg}: out of memory with train.batch_gpu={params.train.batch_gpu} ({str(error).split('.')[0]}). "
+            f"nimg {state.nimg}: out of memory with train.batch_gpu={batch_gpu} ({str(error).split('.')[0]}). "
             "`python -m stages.batch_gpu` prints what fits (results change slightly); saved states are whole."
         ) from None
     finally:
@@ -161,12 +169,11 @@ def check_ranks(params: Params, ranks: int) -> None:
     Raises:
         RunError: names the values and what to change.
     """
-    count, train = micro_batches(params), params.train
+    count, words = _fewest_micro_batches(params)
     if ranks > count:
         raise RunError(
-            f"{ranks} ranks, but train.batch_size={train.batch_size} and train.batch_gpu={train.batch_gpu} make only "
-            f"{count} micro-batches. Start at most {count} (run.gpus, run.nodes), or lower train.batch_gpu (results change "
-            "slightly)."
+            f"{ranks} ranks, but {words} make only {count} micro-batches. Start at most {count} (run.gpus, run.nodes), or "
+            "lower train.batch_gpu (results change slightly)."
         )
 
 

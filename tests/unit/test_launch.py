@@ -1,9 +1,11 @@
 """Ranks: how many, Slurm's environment, and what is said of a failure."""
 
 import os
+import re
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from ganops.launch import (
     slurm_local_tasks,
     write_report,
 )
+from ganops.training.loop import check_ranks, micro_batches
 from tests.unit.tiny import ROOT
 
 
@@ -55,6 +58,28 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParamsError, match=r"run\.gpus=3, but 2 GPUs are visible here"):
         ranks_per_node(params_with(gpus=3), 100)
     assert ranks_per_node(params_with(gpus=3, device="cpu"), 100) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "most", "said"),
+    [
+        ({}, 2, "train.batch_size=64 and train.batch_gpu=32 make only 2 micro-batches"),
+        (
+            {"batch_size_by_resolution": {8: 32}},
+            1,
+            "train.batch_size=32 and train.batch_gpu=32 (their values at 8 px) make only 1 micro-batches",
+        ),
+    ],
+)
+def test_more_ranks_than_micro_batches(changes: dict[str, Any], most: int, said: str) -> None:
+    params = load_params(ROOT / "params.yaml")
+    grows = {"lod_initial_resolution": 4} if changes else {}
+    train = params.train.model_copy(update={"batch_size": 64, "batch_gpu": 32, **grows, **changes})
+    params = params.model_copy(update={"train": train})
+    assert micro_batches(params) == most
+    check_ranks(params, most)
+    with pytest.raises(RunError, match=re.escape(f"{most + 1} ranks, but {said}")):
+        check_ranks(params, most + 1)
 
 
 @pytest.mark.parametrize(
