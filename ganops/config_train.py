@@ -16,7 +16,7 @@ DiffAugmentKind = Literal["color", "translation", "cutout"]
 
 
 class TrainParams(Section):
-    total_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    total_kimg: Annotated[float, Field(gt=0, lt=1_000_000, allow_inf_nan=False)]  # files bear nimg in nine digits
     tick_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     tick_kimg_by_resolution: dict[Positive, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
     image_kimg: Kimg
@@ -141,7 +141,9 @@ def conflict_of_batches(p: TrainParams) -> str | None:
             return (
                 f"train.batch_size={batch_size} is not a multiple of train.batch_gpu={batch_gpu}{where}. Use {choice}."
             )
-        if p.mbstd_num_channels and batch_gpu % min(p.mbstd_group_size, batch_gpu):
+        # Where the batch itself is smaller than a group, it is the group, as published. A micro-batch is never: the model
+        # would follow from the memory of a GPU, and a group of one image has no deviation at all.
+        if p.mbstd_num_channels and batch_gpu % min(p.mbstd_group_size, batch_size):
             return (
                 f"train.batch_gpu={batch_gpu}{where} is not a multiple of train.mbstd_group_size={p.mbstd_group_size}: "
                 "minibatch standard deviation works on whole groups. Change one of them."
@@ -189,6 +191,11 @@ def conflict_of_growing(p: TrainParams) -> str | None:
         odd = [size for size in getattr(p, key) if size < 4 or size & (size - 1)]
         if odd:
             return f"train.{key} has {odd[0]}, which no network passes while it grows. Use powers of two from 4 up."
+    if p.lr_by_resolution and p.G_lr != p.D_lr:
+        return (
+            f"train.lr_by_resolution={p.lr_by_resolution} stands for both train.G_lr={p.G_lr:g} and train.D_lr={p.D_lr:g}, "
+            "but they differ. Make them equal, or set train.lr_by_resolution: {}."
+        )
     initial = p.lod_initial_resolution
     if initial is None:
         if by_resolution:
@@ -254,6 +261,17 @@ def conflict_of_values(p: TrainParams) -> str | None:
         return f"train.best_by={p.best_by} is not among train.metrics={p.metrics}. Choose one of them, or add it."
     if p.channel_base < 4 * 4:
         return f"train.channel_base={p.channel_base} leaves no channel; use at least the resolution."
+    lowest = min(p.channel_base // 4, p.channel_max)
+    if p.mbstd_num_channels and lowest % p.mbstd_num_channels:
+        return (
+            f"train.mbstd_num_channels={p.mbstd_num_channels} does not divide the {lowest} channels that D has at 4 px: "
+            "each map is of as many of them. Use 1, as published, or 0."
+        )
+    if p.ema_beta is not None and p.ema_rampup is not None:
+        return (
+            f"train.ema_rampup={p.ema_rampup:g} has no effect with train.ema_beta={p.ema_beta:g}, which is the decay of "
+            "every step. Set one of them to null."
+        )
     if p.augment in ("fixed", "diffaugment") and not p.augment_p:
         return (
             f"train.augment={p.augment} with train.augment_p=0 changes no image. Set augment_p (1 for DiffAugment as "

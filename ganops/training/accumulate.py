@@ -1,6 +1,6 @@
 """What a phase of a step adds up over its micro-batches and over the ranks; and the step of the optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -35,37 +35,52 @@ class Accumulator:
         self.rows: dict[int, dict[str, Tensor]] = {}
 
     def add(
-        self, index: int, losses: Sequence[tuple[PhaseLoss, float]], labels: Mapping[str, Tensor] | None = None
+        self,
+        index: int,
+        main: PhaseLoss,
+        gain: float = 1.0,
+        regulariser: Callable[[], PhaseLoss] | None = None,
+        labels: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Backpropagates micro-batch `index`: the sum of each loss's mean over its samples times its gain.
+        """Backpropagates micro-batch `index`: the mean of `main` over its samples times `gain`, and of the regulariser.
 
         Sums over samples are differentiated: float16 would lose gradients of their mean.
 
         Args:
             index: number of the micro-batch within the batch.
-            losses: of this phase, with gains; what the first one has counts as the phase's number of samples.
-            labels: "fake" and "real" -> c [N, c_dim] of the first loss's logits, to add up their signs by class.
+            main: of this phase; it tells the phase's number of samples.
+            gain: of `main`.
+            regulariser: makes a second loss. It is called when the first one's graph is gone, so that memory never holds
+                both.
+            labels: "fake" and "real" -> c [N, c_dim] of the main loss's logits, to add up their signs by class.
         """
-        first = losses[0][0].loss.numel()
-        self.samples = self.micro_batches * first
+        self.samples = self.micro_batches * main.loss.numel()
         row: dict[str, Tensor] = {}
-        for place, (phase_loss, gain) in enumerate(losses):
-            loss = phase_loss.loss.sum() * (gain * GRADIENT_SCALE * first / phase_loss.loss.numel())
-            is_last = index == own_micro_batches(self.params)[-1] and place == len(losses) - 1
-            with self.gradients.last_backward() if is_last else nullcontext():
-                loss.backward()  # type: ignore[no-untyped-call]
-            for name, values in phase_loss.stats.items():
-                pair = torch.stack([torch.full([], values.numel(), device=values.device), values.sum()])
-                row[name] = row[name] + pair if name in row else pair
-            if phase_loss.w_mean is not None and "w_mean" not in row:
-                row["w_mean"] = phase_loss.w_mean
-            if phase_loss.pl_length_mean is not None:
-                row["pl_length_mean"] = phase_loss.pl_length_mean.reshape(1)
+        is_last = index == own_micro_batches(self.params)[-1]
+        self._backward(main, gain, main.loss.numel(), is_last and regulariser is None, row)
+        if regulariser is not None:
+            self._backward(regulariser(), 1.0, main.loss.numel(), is_last, row)
         for kind, c in (labels or {}).items():
-            signs = losses[0][0].stats[f"Loss/signs/{kind}"]
+            signs = main.stats[f"Loss/signs/{kind}"]
             if c.shape[1]:
-                row[f"classes/{kind}"] = torch.cat([c.sum(0), signs.to(c) @ c])
+                has = (c > 0.5).to(c.dtype)  # of label vectors: the attributes that an image has
+                row[f"classes/{kind}"] = torch.cat([has.sum(0), signs.to(c) @ has])
         self.rows[index] = row
+
+    def _backward(
+        self, phase_loss: PhaseLoss, gain: float, samples: int, is_last: bool, row: dict[str, Tensor]
+    ) -> None:
+        """Adds the gradients of one loss to the parameters', and what it tells to the micro-batch's row."""
+        loss = phase_loss.loss.sum() * (gain * GRADIENT_SCALE * samples / phase_loss.loss.numel())
+        with self.gradients.last_backward() if is_last else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
+        for name, values in phase_loss.stats.items():
+            pair = torch.stack([torch.full([], values.numel(), device=values.device), values.sum()])
+            row[name] = row[name] + pair if name in row else pair
+        if phase_loss.w_mean is not None and "w_mean" not in row:
+            row["w_mean"] = phase_loss.w_mean
+        if phase_loss.pl_length_mean is not None:
+            row["pl_length_mean"] = phase_loss.pl_length_mean.reshape(1)
 
     def finish(self) -> list[Tensor]:
         """Adds up gradients and the table; moves w_avg and pl_mean once per phase, by their means over all micro-batches.

@@ -142,9 +142,10 @@ class RunLog:
         done = row["nimg"] - started_nimg
         eta = seconds / done * (self.end - row["nimg"]) if done else 0.0
         G_loss = "-" if row["G_loss"] is None else f"{row['G_loss']:.3f}"  # G learns in one of D_repeats steps
+        speed = "-" if row["sec_per_kimg"] is None else f"{row['sec_per_kimg']:.2f}"
         line = (
             f"tick {row['tick']:<5d} kimg {row['kimg']:<8g} time {format_duration(seconds):<11s} "
-            f"sec/kimg {row['sec_per_kimg']:<7.2f} eta {format_duration(eta):<11s} "
+            f"sec/kimg {speed:<7s} eta {format_duration(eta):<11s} "
             f"G {G_loss:<6s} D {row['D_loss']:<6.3f} cpumem {row['cpu_mem_gb']:.2f} gpumem {row['gpu_mem_gb']:.2f}"
         )
         if row["lod"] is not None:

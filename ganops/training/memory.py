@@ -176,7 +176,9 @@ def announce_memory(state: TrainingState, params: TrainParams) -> Peak:
         sizes = [size for size in possible_sizes(params) if size < params.batch_gpu]
         best = largest_that_fits(sizes, fits_into_memory(state, params))
         advice = (
-            f"train.batch_gpu: {best} fits" if best else "Not even the smallest fits; lower channel_base or channel_max"
+            f"train.batch_gpu: {best} fits"
+            if best
+            else "Not even the smallest fits; lower channel_base, channel_max or mbstd_group_size"
         )
         raise RunError(
             f"train.batch_gpu={params.batch_gpu} does not fit into {_describe(state.device)}. {advice} (micro-batch size "
@@ -253,9 +255,8 @@ def free_bytes(device: torch.device) -> int:
 
 def possible_sizes(params: TrainParams) -> list[int]:
     """Values of batch_gpu that `train` accepts, ascending: they divide the batch and hold whole groups."""
-    group = params.mbstd_group_size if params.mbstd_num_channels else 1
-    sizes = range(1, params.batch_size + 1)
-    return [n for n in sizes if params.batch_size % n == 0 and n % min(group, n) == 0]
+    group = min(params.mbstd_group_size, params.batch_size) if params.mbstd_num_channels else 1
+    return [n for n in range(group, params.batch_size + 1, group) if params.batch_size % n == 0]
 
 
 def largest_that_fits(sizes: list[int], fits: Callable[[int], bool]) -> int | None:

@@ -173,10 +173,10 @@ def state_is_due(params: Params, nimg: int) -> bool:
 
 
 def ema_beta(nimg: int, params: TrainParams) -> float:
-    """Decay of G_ema in the step that ends at `nimg`: a half-life of `ema_kimg`, at most `ema_rampup` of nimg.
+    """Decay of G_ema in the step that starts at `nimg`: a half-life of `ema_kimg`, at most `ema_rampup` of nimg.
 
     Args:
-        nimg: images shown so far.
+        nimg: images shown before the step.
         params: section `train` at this moment; with ema_beta set, that is the decay, whatever the batch (PGGAN).
     Source: Karras et al. 2018 (progressive growing), section 4; as a half-life in Karras et al. 2020, the ramp there (ADA).
     """

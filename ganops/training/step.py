@@ -8,6 +8,7 @@ micro-batch), and what is logged or averaged is added up in the order of micro-b
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,20 +69,17 @@ def train_step(state: TrainingState, params: TrainParams, batch: Batch, law: Lab
     if now.new_lod and params.reset_opt_for_new_lod:
         reset_optimizers(state)
     set_learning_rates(state, params)
-    reals = [
-        real_micro_batch(state, params, batch, place, index) for place, index in enumerate(own_micro_batches(params))
-    ]
     nonfinite = torch.zeros([], dtype=torch.bool, device=state.device)
     if not params.D_first:
         nonfinite |= train_G(state, params, law, now)
-    nonfinite |= train_D(state, params, law, reals, now)
+    nonfinite |= train_D(state, params, law, batch, now)
     if params.D_first:
         nonfinite |= train_G(state, params, law, now)
     state.nonfinite_steps.copy_(torch.where(nonfinite, state.nonfinite_steps + 1, 0))
     if params.augment == "ada" and (now.step + 1) % params.ada_interval == 0:
         move_augment_p(state, params)
-    state.nimg += params.batch_size
     update_ema(state.G_ema, state.G, ema_beta(state.nimg, params))
+    state.nimg += params.batch_size
     set_lod(state, lod_at(params, state.G.resolution, state.nimg))  # what is shown of the state is a function of nimg
 
 
@@ -101,13 +99,13 @@ def train_D(
     state: TrainingState,
     params: TrainParams,
     law: LabelLaw,
-    reals: list[tuple[Tensor, Tensor]],
+    batch: Batch,
     now: Moment,
 ) -> Tensor:
     """The phases of D, in every step."""
-    nonfinite = dmain_phase(state, params, law, reals)
+    nonfinite = dmain_phase(state, params, law, batch)
     if params.r1_gamma and params.r1_interval > 1 and phase_is_due(now.step, params.r1_interval):
-        nonfinite |= dr1_phase(state, params, reals)
+        nonfinite |= dr1_phase(state, params, batch)
     return nonfinite
 
 
@@ -197,8 +195,7 @@ def gmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw) -> Ten
                 main = wgan_gmain_loss(*args, params.acgan_weight, "random", rng, augment_fake)
             else:
                 main = gmain_loss(*args, "random", rng, augment_fake)
-            regularisers = [(_gpl_of(state, params, law, index), 1.0)] if joined else []
-            losses.add(index, [(main, 1.0), *regularisers])
+            losses.add(index, main, regulariser=partial(_gpl_of, state, params, law, index) if joined else None)
     return apply_gradients(state, losses.finish(), state.G_opt, "G_grad_norm")
 
 
@@ -206,7 +203,7 @@ def gpl_phase(state: TrainingState, params: TrainParams, law: LabelLaw) -> Tenso
     """Path length regularisation of G, `pl_interval` times as strong since it runs so much more rarely."""
     losses = Accumulator(state, params, state.G)
     for index in own_micro_batches(params):
-        losses.add(index, [(_gpl_of(state, params, law, index), float(params.pl_interval))])
+        losses.add(index, _gpl_of(state, params, law, index), float(params.pl_interval))
     return apply_gradients(state, losses.finish(), state.G_opt, None)
 
 
@@ -218,11 +215,12 @@ def _gpl_of(state: TrainingState, params: TrainParams, law: LabelLaw, index: int
     return gpl_loss(state.G, latents, pl_noise, state.pl_mean, params.pl_decay, params.pl_weight, "random", rng)
 
 
-def dmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
+def dmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw, batch: Batch) -> Tensor:
     """D on fakes and reals, and the R1 penalty if it is of every step."""
     joined = params.r1_gamma > 0 and params.r1_interval == 1
     losses = Accumulator(state, params, state.D)
-    for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
+    for place, index in enumerate(own_micro_batches(params)):
+        real_img, real_c = real_micro_batch(state, params, batch, place, index)
         latents = draw_latents(state, params, "Dmain", index, params.batch_gpu, law)
         rng = make_generator(state.device, random_stream(state, params), "Dmain", "noise", state.nimg, index)
         args = (state.G, state.D, latents, real_img, real_c)
@@ -235,16 +233,17 @@ def dmain_phase(state: TrainingState, params: TrainParams, law: LabelLaw, reals:
             main = wgan_dmain_loss(*args, mix, *weights, "random", rng, *augments)
         else:
             main = dmain_loss(*args, "random", rng, *augments)
-        regularisers = [(_dr1_of(state, params, real_img, real_c, index), 1.0)] if joined else []
-        losses.add(index, [(main, 1.0), *regularisers], {"fake": latents.c, "real": real_c})
+        regulariser = partial(_dr1_of, state, params, real_img, real_c, index) if joined else None
+        losses.add(index, main, regulariser=regulariser, labels={"fake": latents.c, "real": real_c})
     return apply_gradients(state, losses.finish(), state.D_opt, "D_grad_norm")
 
 
-def dr1_phase(state: TrainingState, params: TrainParams, reals: list[tuple[Tensor, Tensor]]) -> Tensor:
+def dr1_phase(state: TrainingState, params: TrainParams, batch: Batch) -> Tensor:
     """R1 penalty of D on the step's reals, `r1_interval` times as strong since it runs so much more rarely."""
     losses = Accumulator(state, params, state.D)
-    for index, (real_img, real_c) in zip(own_micro_batches(params), reals, strict=True):
-        losses.add(index, [(_dr1_of(state, params, real_img, real_c, index), float(params.r1_interval))])
+    for place, index in enumerate(own_micro_batches(params)):
+        real_img, real_c = real_micro_batch(state, params, batch, place, index)
+        losses.add(index, _dr1_of(state, params, real_img, real_c, index), float(params.r1_interval))
     return apply_gradients(state, losses.finish(), state.D_opt, None)
 
 
@@ -264,8 +263,8 @@ def real_micro_batch(
 ) -> tuple[Tensor, Tensor]:
     """Reals of one micro-batch on the device: img [batch_gpu, C, H, W] in [-1, 1], flipped by chance, and c.
 
-    `index` is its number within the step's batch, `place` among those that `batch` holds. While G
-    grows they are made as small as its images, and fade like them.
+    `index` is its number within the step's batch, `place` among those that `batch` holds. While G grows they are made as
+    small as its images, and fade like them. Made anew in each phase: floats of a whole batch would fill the GPU.
     """
     part = slice(place * params.batch_gpu, (place + 1) * params.batch_gpu)
     img = to_float(to_device(batch.images[part], state.device))
@@ -299,18 +298,27 @@ def draw_latents(
 
 
 def set_learning_rates(state: TrainingState, params: TrainParams) -> None:
-    """Learning rates of this step: the values of lazy regularisation times the warm-up."""
-    factor = lr_factor(state.nimg, params.lr_rampup_kimg)
+    """Learning rates of this step."""
+    rates = learning_rates(params, state.nimg)
+    for optimizer, lr in zip((state.G_opt, state.D_opt), rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+
+
+def learning_rates(params: TrainParams, nimg: int) -> tuple[float, float]:
+    """Of G and D in the step that starts at `nimg`: the values of lazy regularisation times the warm-up."""
+    factor = lr_factor(nimg, params.lr_rampup_kimg)
     G_adam = adam_values(params, params.G_lr, params.pl_weight, params.pl_interval)
     D_adam = adam_values(params, params.D_lr, params.r1_gamma, params.r1_interval)
-    for optimizer, values in ((state.G_opt, G_adam), (state.D_opt, D_adam)):
-        optimizer.param_groups[0]["lr"] = values.lr * factor
+    return G_adam.lr * factor, D_adam.lr * factor
 
 
 def tick_means(state: TrainingState, params: TrainParams) -> dict[str, float | int | None]:
     """The tick's columns of history.csv from `state.sums`; None for a phase that did not run in it."""
     means = {name: float(total[1] / total[0]) for name, total in state.sums.items() if total.dim() == 1}
-    before = moment(params, state.G.resolution, previous_step(params, state.G.resolution, state.nimg))
+    # Of the last step, whether this process has run it or was started again behind it.
+    last_nimg = previous_step(params, state.G.resolution, state.nimg)
+    before = moment(params, state.G.resolution, last_nimg)
+    G_lr, D_lr = learning_rates(before.params, last_nimg)
     return {
         "G_loss": means.get("Loss/G/loss"),
         "D_loss": means["Loss/D/loss"],
@@ -328,7 +336,7 @@ def tick_means(state: TrainingState, params: TrainParams) -> dict[str, float | i
         "augment_p": state.augment_p if params.augment == "ada" else None,
         "lod": before.lod if params.lod_initial_resolution is not None else None,
         "batch_size": before.params.batch_size,
-        "G_lr": state.G_opt.param_groups[0]["lr"],
-        "D_lr": state.D_opt.param_groups[0]["lr"],
-        "ema_beta": ema_beta(state.nimg, before.params),
+        "G_lr": G_lr,
+        "D_lr": D_lr,
+        "ema_beta": ema_beta(last_nimg, before.params),
     }

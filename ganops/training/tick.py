@@ -31,6 +31,12 @@ from ganops.training.schedule import came_due, ticks_passed
 from ganops.training.state import Best, TrainingState, read_state_metadata, save_state, state_tensors
 from ganops.training.step import tick_means
 
+FEWEST_FAKES = 50
+"""Images of a class whose mean sign says something: its standard error is then at most 0.14 (1 / sqrt(50)).
+
+Of 1000 equal classes with four fakes each, some 60 have four times -1 by chance alone, if D is right half of the time.
+"""
+
 
 @dataclass
 class Clock:
@@ -51,13 +57,14 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
     train, run, yardstick = job.params.train, job.run, job.yardstick
     means = tick_means(state, train)
     now = time.monotonic()
-    steps_nimg = max(state.nimg - clock.tick_nimg, 1)
+    steps_nimg = state.nimg - clock.tick_nimg
     cpu_mem_gb, gpu_mem_gb = memory_gb(state.device)
     row: dict[str, Any] = {
         "tick": ticks_passed(train, state.G.resolution, state.nimg),
         "nimg": state.nimg,
         "kimg": state.nimg / 1000,
-        "sec_per_kimg": (now - clock.tick_started) / steps_nimg * 1000,
+        # Nothing was trained since, where a run was stopped between a tick's last step and its row.
+        "sec_per_kimg": (now - clock.tick_started) / steps_nimg * 1000 if steps_nimg else None,
         "cpu_mem_gb": cpu_mem_gb,
         "gpu_mem_gb": gpu_mem_gb,
         **dict.fromkeys(TRAIN_METRICS),
@@ -66,8 +73,7 @@ def end_tick(job: Job, state: TrainingState, log: RunLog | None, clock: Clock) -
         **means,
     }
     classes = class_table(state, job.shards.index.class_names)
-    seen = [line for line in classes if line["fake_sign"] is not None]
-    worst = min(seen, key=lambda line: line["fake_sign"], default=None)
+    worst = None if train.loss == "wgan-gp" else worst_class(classes)  # whose D gives no sign
     row["worst_class"] = None if worst is None else worst["name"]
     row["worst_class_sign"] = None if worst is None else worst["fake_sign"]
     _check_health(state, train.max_nonfinite_steps, train.max_loss, means)
@@ -122,6 +128,12 @@ def class_table(state: TrainingState, class_names: Sequence[str]) -> list[dict[s
         }
         for label, name in enumerate(class_names)
     ]
+
+
+def worst_class(classes: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of `class_table` whose fakes D knows best; None if no class has had FEWEST_FAKES since the last tick."""
+    seen = [line for line in classes if line["fake_images"] >= FEWEST_FAKES]
+    return min(seen, key=lambda line: line["fake_sign"], default=None)
 
 
 def _say_cap(train: TrainParams, log: RunLog, real_sign: float | int | None) -> None:

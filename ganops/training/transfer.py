@@ -1,5 +1,6 @@
 """Transfer learning: a run that starts from the weights of another one (train.init_from)."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from ganops.config_base import FROM_SCRATCH
 from ganops.config_train import TrainParams
 from ganops.errors import RunError
 from ganops.files import sha256_file
-from ganops.networks.families import family_of
+from ganops.networks.families import AnyGenerator, family_of, lod_of
 from ganops.networks.snapshot import load_snapshot
+from ganops.training.schedule import lod_at
 from ganops.training.state import TrainingState, is_state, read_state
 
 KIND = ("family", "G_architecture", "D_architecture")  # what tells networks apart beside names and sizes of tensors
@@ -47,7 +49,8 @@ def start_from(path: Path, state: TrainingState, params: TrainParams) -> dict[st
     Returns:
         Where the weights come from, for the metadata.
     Raises:
-        RunError: another family, or sizes that differ: names the first tensor that does not fit.
+        RunError: another family, or sizes that differ: names the first tensor that does not fit. Or levels of growing
+            networks that the source has not come to.
         WeightsError: neither a state nor a snapshot.
     """
     if is_state(path):
@@ -60,6 +63,9 @@ def start_from(path: Path, state: TrainingState, params: TrainParams) -> dict[st
         _copy_weights(path, "G", copy.tensors, "G.", state.G.state_dict())
         _copy_weights(path, "G_ema", copy.tensors, "G_ema.", state.G_ema.state_dict())
         _copy_weights(path, "D", copy.tensors, "D.", state.D.state_dict())
+        growing = {key: found[key] for key in found if key.startswith("lod_")}
+        source = params.model_copy(update={"lod_initial_resolution": None, **growing})
+        _check_lod(path, params, state.G, lod_at(source, state.G.resolution, copy.nimg))
         return {
             "networks": ["G", "D", "G_ema"],
             "kimg": copy.nimg / 1000,
@@ -76,6 +82,7 @@ def start_from(path: Path, state: TrainingState, params: TrainParams) -> dict[st
     weights = G.state_dict()
     _copy_weights(path, "G", weights, "", state.G.state_dict())
     _copy_weights(path, "G", weights, "", state.G_ema.state_dict())
+    _check_lod(path, params, state.G, lod_of(G))
     # No D: a snapshot holds none, and D starts from random weights.
     return {"networks": ["G", "G_ema"], **{key: metadata.get(key) for key in ("kimg", "run", "data_digest")}}
 
@@ -88,6 +95,18 @@ def _check_kind(path: Path, params: TrainParams, found: Mapping[str, Any]) -> No
                 f"train.init_from={path} is of {key}={value}, this run of train.{key}={getattr(params, key)}. The "
                 "architecture must be the same."
             )
+
+
+def _check_lod(path: Path, params: TrainParams, G: AnyGenerator, lod: float) -> None:
+    """Levels that the source, which had grown to `lod`, has never trained would be random weights among trained ones."""
+    start = lod_at(params, G.resolution, 0)
+    if lod > start:
+        reached, needed = (G.resolution >> math.ceil(value) for value in (lod, start))
+        raise RunError(
+            f"train.init_from={path} has grown to {reached} px (lod {lod:g}), but this run starts at {needed} px "
+            f"(train.lod_initial_resolution={'null' if params.lod_initial_resolution is None else needed}). Start from a "
+            f"later file, or set train.lod_initial_resolution: {reached}."
+        )
 
 
 def _copy_weights(

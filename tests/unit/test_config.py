@@ -89,6 +89,18 @@ def write(path: Path, changes: dict[str, Any]) -> Path:
         ({"train.seed": True}, "train.seed=True"),
         ({"train.style_mixing_prob": 1.5}, "train.style_mixing_prob=1.5"),
         ({"train.mbstd_group_size": 5}, "is not a multiple of train.mbstd_group_size=5"),
+        ({"train.batch_gpu": 1}, "train.batch_gpu=1 is not a multiple of train.mbstd_group_size=4"),
+        ({"train.batch_gpu": 2}, "train.batch_gpu=2 is not a multiple of train.mbstd_group_size=4"),
+        ({"train.mbstd_num_channels": 3}, "train.mbstd_num_channels=3 does not divide the [0-9]+ channels"),
+        (
+            {"train.ema_beta": 0.999, "train.ema_rampup": 0.05},
+            "ema_rampup=0.05 has no effect with train.ema_beta=0.999",
+        ),
+        ({"train.total_kimg": 1_000_000}, "train.total_kimg=1000000"),
+        (
+            {**GROWS, "train.lr_by_resolution": {8: 0.1}, "train.D_lr": 0.1},
+            "stands for both train.G_lr=.* but they differ",
+        ),
         ({"train.metric_kimg": 10}, "train.metric_kimg=10 is not a multiple of train.tick_kimg=3"),
         ({"train.total_kimg": 61}, "train.total_kimg=61 is not a multiple"),
         ({"train.tick_kimg": 0.01, "train.total_kimg": 1}, "is less than one batch"),

@@ -16,11 +16,12 @@ from ganops.images.dataset import Batch
 from ganops.networks.families import GROWING, lod_of
 from ganops.networks.snapshot import save_snapshot
 from ganops.training import step
-from ganops.training.losses import Latents, dr1_loss
+from ganops.training.accumulate import Accumulator, own_micro_batches
+from ganops.training.losses import Latents, PhaseLoss, dr1_loss
 from ganops.training.schedule import lod_at, moment
 from ganops.training.state import TrainingState, initial_state, load_state, save_state, state_tensors
 from ganops.training.step import train_step
-from ganops.training.tick import class_table
+from ganops.training.tick import class_table, worst_class
 from ganops.training.transfer import start_from
 from ganops.training.wgan import class_cross_entropy, gradient_penalty, wgan_dmain_loss, wgan_gmain_loss
 from tests.tolerances import assert_close
@@ -156,7 +157,7 @@ def test_regularisation_of_every_step_is_part_of_the_main_loss() -> None:
 
         original, step.apply_gradients = step.apply_gradients, keep
         try:
-            step.dmain_phase(state, changed, CLASS_COUNTS, reals)
+            step.dmain_phase(state, changed, CLASS_COUNTS, batch)
         finally:
             step.apply_gradients = original
         state.D.zero_grad(set_to_none=True)
@@ -350,9 +351,96 @@ def test_signs_of_D_are_added_up_by_class(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(line["fake_images"] for line in table) == 5 * params.batch_size
 
 
+def test_of_label_vectors_those_count_that_an_image_has() -> None:
+    """Attributes may be any numbers, e.g. from -1 to 1; an image has those above 0.5, as in the shards' index."""
+    params = params_of("e")
+    state = make_state(params)
+    losses = Accumulator(state, params, state.D)
+    c = torch.tensor([[1.0, -1.0, 0.4], [0.6, 0.9, -0.2]] * 4)
+    signs = torch.tensor([1.0, -1.0] * 4)
+    weight = next(state.D.parameters())
+    stats = {"Loss/signs/fake": signs, "Loss/signs/real": -signs}
+    for index in own_micro_batches(params):
+        main = PhaseLoss(weight.sum() * torch.ones(8), stats, None, None)
+        losses.add(index, main, labels={"fake": c, "real": c})
+    losses.finish()
+    count = len(own_micro_batches(params)) * 4
+    table = class_table(state, ["a", "b", "c"])
+    assert [line["fake_images"] for line in table] == [2 * count, count, 0]
+    assert [line["fake_sign"] for line in table] == [0.0, -1.0, None]
+    assert [line["real_sign"] for line in table] == [0.0, 1.0, None]
+
+
+def test_the_worst_class_is_one_of_which_enough_is_known() -> None:
+    few = {"name": "few", "fake_images": 49, "fake_sign": -1.0}
+    none = {"name": "none", "fake_images": 0, "fake_sign": None}
+    enough = [{"name": name, "fake_images": 50, "fake_sign": sign} for name, sign in (("a", -0.2), ("b", -0.3))]
+    assert worst_class([few, none, *enough]) is enough[1]
+    assert worst_class([few, none]) is None
+
+
+def test_a_regulariser_is_made_when_the_main_loss_is_done_with() -> None:
+    """So that memory never holds the graphs of both; the gradients are those of the sum."""
+    params = params_of("e")
+    state = make_state(params)
+    weight = next(state.D.parameters())
+    seen = []
+
+    def regulariser() -> PhaseLoss:
+        seen.append(weight.grad is not None)
+        return PhaseLoss(weight.square().sum() * torch.ones(4), {}, None, None)
+
+    losses = Accumulator(state, params, state.D)
+    for index in own_micro_batches(params):
+        losses.add(
+            index, PhaseLoss(3 * weight.sum() * torch.ones(8), {"one": torch.ones(8)}, None, None), 2.0, regulariser
+        )
+    losses.finish()
+    assert seen == [True] * len(own_micro_batches(params))
+    assert weight.grad is not None
+    assert_close(weight.grad, 6 + 2 * weight.detach(), "twin_float32")
+
+
+@pytest.mark.parametrize("name", ["a", "e"])
+def test_a_tick_tells_the_rates_of_its_last_step_even_after_a_restart(tmp_path: Path, name: str) -> None:
+    """A run may be stopped between a tick's last step and its row."""
+    params = params_of(name, lr_rampup_kimg=1.0, ema_rampup=0.5)
+    state, resumed = make_state(params), make_state(params)
+    train(state, params, 7)
+    save_state(tmp_path / "state.safetensors", state, {})
+    load_state(tmp_path / "state.safetensors", resumed)
+    told = [step.tick_means(one, params) for one in (state, resumed)]
+    assert told[0] == told[1]
+    assert told[0]["G_lr"] == state.G_opt.param_groups[0]["lr"] < params.G_lr / 2
+    assert told[0]["D_lr"] == state.D_opt.param_groups[0]["lr"] < params.D_lr / 2
+
+
 def test_growing_networks_are_told_apart() -> None:
     assert isinstance(make_state(params_of("a")).G, GROWING)
     assert not isinstance(make_state(params_of("e")).G, GROWING)
+
+
+# Starting from another run
+
+
+def test_levels_that_the_source_never_trained_are_refused(tmp_path: Path) -> None:
+    params = params_of("a")
+    young, old = make_state(params), make_state(params)
+    train(young, params, 3)
+    train(old, params, 14)
+    assert lod_of(young.G) > 1
+    assert lod_of(old.G) == 0
+    tables: dict[str, Any] = {key: {} for key in GROWS if key.endswith("_by_resolution")}
+    whole = params_of("a", **tables, lod_initial_resolution=None)
+    for source, name in ((young, "young"), (old, "old")):
+        identity = {"params": params.model_dump(mode="json"), "data": "digest"}
+        save_state(tmp_path / f"{name}.safetensors", source, {"run": "a", "identity": identity})
+        save_snapshot(tmp_path / f"{name}_G.safetensors", source.G_ema, {})
+    for kind in ("", "_G"):
+        start_from(tmp_path / f"old{kind}.safetensors", make_state(whole), whole)
+        start_from(tmp_path / f"young{kind}.safetensors", make_state(params), params)
+        with pytest.raises(RunError, match=r"young.*has grown to [48] px \(lod .*but this run starts at 16 px"):
+            start_from(tmp_path / f"young{kind}.safetensors", make_state(whole), whole)
 
 
 # Penalties while growing

@@ -81,6 +81,7 @@ PAPER256 = ada(8, 64, 8, 0.5, 0.0025, 1.0, 20, 8)
 PAPER512 = ada(8, 64, 8, 1, 0.0025, 0.5, 20, 8)
 PAPER1024 = ada(8, 32, 4, 1, 0.002, 2.0, 10, 8)
 CIFAR = ada(2, 64, 32, 1, 0.0025, 0.01, 500, 2) | {
+    "G_lr": 0.002,  # the released code corrects it for a regularisation that is off
     "ema_rampup": 0.05, "pl_weight": 0.0, "style_mixing_prob": 0.0, "D_architecture": "orig", "conditional": True,
 }  # fmt: skip
 MIRRORED = {"xflip": True}
