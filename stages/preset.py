@@ -1,6 +1,6 @@
 """Puts a preset in place of params.yaml: `python -m stages.preset presets/cifar10.yaml`.
 
-Refuses when params.yaml has edits that are not committed: they would be lost.
+Refuses when params.yaml has edits that neither git nor a preset holds: they would be lost.
 """
 
 import difflib
@@ -25,7 +25,7 @@ def put_in_place(preset: Path) -> None:
     if not preset.is_file():
         raise ParamsError(f"{preset} is not a preset. {choice(preset)}")
     load_params(preset)
-    if PARAMS.exists() and PARAMS.read_bytes() != preset.read_bytes():
+    if PARAMS.exists() and PARAMS.read_bytes() not in [path.read_bytes() for path in (preset, *PRESETS.glob("*.yaml"))]:
         committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
         if committed.returncode or committed.stdout != PARAMS.read_bytes():
             raise ParamsError(f"{PARAMS} has edits that are not committed. Commit them, or `git checkout {PARAMS}`.")
@@ -48,5 +48,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m stages.preset presets/NAME.yaml")
     try:
         put_in_place(Path(sys.argv[1]))
-    except GanopsError as error:
+    except (GanopsError, OSError) as error:  # OSError: no git, a folder that may not be written to
         sys.exit(f"preset: {error}")

@@ -120,9 +120,11 @@ def _parts(network: Module) -> dict[str, Module]:
     while waiting:
         name, part = waiting.pop()
         found[name] = part
-        if len(found) > MOST_PARTS or name.count(".") > MOST_DEPTH:
+        modules = _entries(part, name, "_modules")
+        # Those that wait count too: a part that holds itself under many names would multiply them at each level.
+        if len(found) + len(waiting) + len(modules) > MOST_PARTS or name.count(".") > MOST_DEPTH:
             raise WeightsError(f"{NETWORK} has more than {MOST_PARTS} parts, or parts in parts to no end.")
-        for key, child in _entries(part, name, "_modules").items():
+        for key, child in modules.items():
             if not isinstance(child, Module):
                 raise WeightsError(f"{_dotted(name, key)} is {shown(child)} instead of a module.")
             waiting.append((_dotted(name, key), child))
@@ -132,7 +134,9 @@ def _parts(network: Module) -> dict[str, Module]:
 def _entries(part: Module, name: str, kind: str) -> dict[str, Any]:
     """The modules, parameters or buffers of a part; None stands for one that the part does without."""
     entries = part.state.get(kind)
-    if type(entries) is not dict or not all(type(key) is str and re.fullmatch(r"\w{1,64}", key) for key in entries):
+    if type(entries) is not dict or not all(
+        type(key) is str and re.fullmatch(r"\w{1,64}", key, re.ASCII) for key in entries
+    ):
         raise WeightsError(f"{name or NETWORK} has no {kind}, or names in it that are none.")
     return {key: value for key, value in entries.items() if value is not None}
 

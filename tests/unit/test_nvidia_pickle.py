@@ -112,6 +112,18 @@ def deep_modules() -> bytes:
     )
 
 
+def module_in_itself(count: int) -> bytes:
+    """G_ema that holds itself under so many names: a tree that grows by that factor with each level."""
+    names = ("type", "class", "version", "class_name", "Generator", "state", "_modules")
+    head = b"".join(text(name) + b"\x94" for name in names)
+    function = name_of("torch_utils.persistence", "_reconstruct_persistent_obj") + b"\x94"
+    # A dict of modules; {type: class, version: 6, class_name: Generator, state: {_modules: that dict}}; then itself in it.
+    wrap = b"}q\x10h\x07}(h\x00h\x01h\x02K\x06h\x03h\x04h\x05}h\x06h\x10su\x85Rq\x0fh\x10"
+    named = [text(f"{number:064d}") + b"h\x0f" for number in range(count)]
+    itself = b"".join(b"(" + b"".join(named[start : start + 1000]) + b"u" for start in range(0, count, 1000))
+    return raw(b"(" + head + function + wrap + itself + b"t\x94}" + text("G_ema") + b"h\x0fs")
+
+
 def bomb(levels: int = 200) -> Any:
     """A tuple of 2 ** levels items, in `levels` objects."""
     value: Any = (1, 1)
@@ -188,6 +200,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "deep lists by reference": (lambda: raw(b"]\x94" + b"]h\x00aq\x00" * DEPTH), "10000 on a stack"),
     "million instructions": (lambda: raw(b"]" + b"Na" * (MAX_INSTRUCTIONS // 2 + 1)), "more than 1000000 instructions"),
     "deep modules": (deep_modules, "parts in parts to no end"),
+    "a module in itself": (lambda: module_in_itself(20_000), "parts in parts to no end"),
     "bomb as an argument": (lambda: with_argument("w_dim", bomb()), "w_dim=a tuple"),
     "bomb as a filter": (lambda: with_argument("resample_filter", bomb()), "resample_filter=.* and a tuple at once"),
     "bomb as an unknown argument": (lambda: with_argument("colour", bomb()), "colour=a tuple"),

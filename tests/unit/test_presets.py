@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,25 @@ def test_a_preset_is_put_in_place(clone: Path, capsys: pytest.CaptureFixture[str
     put_in_place(Path("presets/ffhq256.yaml"))
     assert (clone / "params.yaml").read_bytes() == (FOLDER / "ffhq256.yaml").read_bytes()
     assert "params.yaml is now presets/ffhq256.yaml" in capsys.readouterr().out
+
+
+def test_after_one_preset_another(clone: Path) -> None:
+    """Nothing is lost: the first one stands in presets/."""
+    for name in ("cifar10", "digits"):
+        put_in_place(Path(f"presets/{name}.yaml"))
+        assert (clone / "params.yaml").read_bytes() == (FOLDER / f"{name}.yaml").read_bytes()
+
+
+def test_without_git_it_ends_in_a_line(clone: Path) -> None:
+    (clone / "params.yaml").write_text((clone / "params.yaml").read_text() + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.preset", "presets/digits.yaml"], cwd=clone, capture_output=True, text=True,
+        env={"PYTHONPATH": str(FOLDER.parent), "PATH": str(clone)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("preset: ")
+    assert "git" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_edits_are_not_lost(clone: Path) -> None:
