@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # two seconds, at the first torch.optim of a process
 from safetensors.torch import save_file
 from torch import Tensor
 
