@@ -22,6 +22,7 @@ from ganops.networks.export import export_snapshot
 from ganops.networks.snapshot import load_snapshot, save_snapshot
 from ganops.networks.stylegan2_generator import Generator
 from tests.tolerances import assert_close
+from tests.unit.growing import make_G
 from tests.unit.test_networks import latents, seeded
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,67 @@ def test_the_same_images(case: Any, suffix: str, tmp_path: Path) -> None:
     content = target.read_bytes()
     assert str(ROOT).encode() not in content
     assert b"site-packages" not in content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+@pytest.mark.parametrize(
+    ("family", "lod"), [("stylegan1", 0.0), ("stylegan1", 1.5), ("stylegan2-growing", 0.5), ("pggan", 0.0)]
+)
+def test_growing_families(family: str, lod: float, suffix: str, tmp_path: Path) -> None:
+    save_snapshot(tmp_path / "G.safetensors", make_G(family, seeded(), lod=lod), METADATA)
+    G = load_snapshot(tmp_path / "G.safetensors")[0]
+    target = tmp_path / f"G{suffix}"
+    error = export_snapshot(tmp_path / "G.safetensors", target)
+    assert error is not None
+    assert error < 1e-4
+    run, _ = load_torchscript(target) if suffix == ".pt" else load_onnx(target)
+    for z in (latents(G, 3)[0], torch.zeros(2, G.z_dim)):
+        expected = G(z, z[:, :0], 0.7, None, "const", None)
+        with torchscript_warns():
+            found = run(z, torch.tensor(0.7))
+        assert found.shape == (len(z), 3, 16, 16)
+        factor = 16 // expected.shape[2]
+        expected = expected.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+        assert_close(found, expected, "exported_float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_epsilons_are_kept(suffix: str, tmp_path: Path) -> None:
+    """z = 0 is 0 after normalisation only because of a small number that an optimiser may take for 0."""
+    G = write(tmp_path / "G.safetensors", CASES[0])
+    target = tmp_path / f"G{suffix}"
+    export_snapshot(tmp_path / "G.safetensors", target)
+    run, _ = load_torchscript(target) if suffix == ".pt" else load_onnx(target)
+    z = torch.zeros(2, G.z_dim)
+    with torchscript_warns():
+        found = run(z, torch.tensor(1.0))
+    assert bool(torch.isfinite(found).all())
+    assert_close(found, G(z, z[:, :0], 1.0, None, "const", None), "exported_float32")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda img: img[:, :2], r"images \[1, 2, 8, 8\], expected \[1, 3, 8, 8\]\."),
+        (lambda img: img.log().log(), r"for 1 images, \d+ of 192 pixels are not finite \(NaN or infinite\)\."),
+    ],
+)
+def test_what_is_wrong_with_images_is_said(
+    wrong: Callable[[Tensor], Tensor], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "G.safetensors", CASES[0])
+    written = export._write_torchscript
+
+    def spoiled(*arguments: Any) -> Callable[[list[Tensor]], Tensor]:
+        images = written(*arguments)
+        return lambda inputs: wrong(images(inputs))
+
+    monkeypatch.setattr(export, "_write_torchscript", spoiled)
+    with pytest.raises(ExportError, match=rf"G\.pt: {message}" if "finite" in message else rf"G\.pt: gives {message}"):
+        export_snapshot(tmp_path / "G.safetensors", tmp_path / "G.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["G.safetensors"]
 
 
 @pytest.mark.slow
