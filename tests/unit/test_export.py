@@ -1,6 +1,7 @@
 """Exported generators against the snapshots that they were made from; and that nothing wrong is kept."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -32,11 +33,11 @@ METADATA = {"kimg": 1.5, "class_names": ["a"]}
 CASES = [("skip", 0, 3, 8, "float32"), ("resnet", 3, 1, 8, "float16"), ("orig", 2, 4, 8, "float32")]
 
 
-def write(path: Path, case: Any) -> Generator:
+def write(path: Path, case: Any, z_dim: int = 8) -> Generator:
     """A snapshot with a mean of w and noise strengths that are not zero."""
     architecture, c_dim, img_channels, resolution, precision = case
     G = Generator(
-        z_dim=8,
+        z_dim=z_dim,
         c_dim=c_dim,
         w_dim=12,
         resolution=resolution,
@@ -180,6 +181,25 @@ def test_what_is_wrong_with_images_is_said(
     with pytest.raises(ExportError, match=rf"G\.pt: {message}" if "finite" in message else rf"G\.pt: gives {message}"):
         export_snapshot(tmp_path / "G.safetensors", tmp_path / "G.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["G.safetensors"]
+
+
+@pytest.mark.slow
+def test_the_documented_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    G = write(Path("G.safetensors"), CASES[0], z_dim=512)
+    programs = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "snapshots.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(programs) == 2
+    for program, suffix in zip(programs, (".pt", ".onnx"), strict=True):
+        export_snapshot(Path("G.safetensors"), Path(f"G{suffix}"))
+        names: dict[str, Any] = {}
+        with torchscript_warns():
+            exec(program, names)
+        assert tuple(names["img"].shape) == (4, 3, 8, 8)
+        if suffix == ".onnx":
+            z = torch.from_numpy(names["z"])
+            assert_close(names["img"], G(z, z[:, :0], 0.7, None, "const", None), "exported_float32")
 
 
 @pytest.mark.slow
