@@ -1,7 +1,7 @@
 """A snapshot for other programs: `python -m stages.export SNAPSHOT.safetensors TARGET`.
 
-TARGET.pt is TorchScript, TARGET.onnx is ONNX, TARGET.safetensors a checked copy. What was written is run and compared
-with the snapshot's images before it replaces anything.
+TARGET.pt is TorchScript, TARGET.onnx is ONNX: what was written is run and compared with the snapshot's images before it
+replaces anything. TARGET.safetensors is a copy, read again.
 """
 
 import sys
@@ -20,13 +20,12 @@ def main(source: Path, target: Path) -> None:
     error = export_snapshot(source, target)
     size = format_bytes(target.stat().st_size)
     if error is None:
-        say(
-            f"export: {target}, {size}. NOT VERIFIED: onnxruntime is not installed; the model's structure was checked only"
-        )
+        how = ". NOT VERIFIED: onnxruntime is not installed; the model's structure was checked only"
+    elif target.suffix == ".safetensors":
+        how = f", copied from {source} and read again"
     else:
-        say(
-            f"export: {target}, {size}, run and compared with {source}: largest difference {error:.2g} of the largest pixel"
-        )
+        how = f", run and compared with {source}: largest difference {error:.2g} of the largest pixel"
+    say(f"export: {target}, {size}{how}")
 
 
 if __name__ == "__main__":

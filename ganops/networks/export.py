@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganops.errors import ExportError
-from ganops.files import atomic_path, copy_file, sha256_file
+from ganops.files import atomic_path, sha256_file
 from ganops.networks.families import AnyGenerator, lod_of
 from ganops.networks.growing import split_lod, upscale
 from ganops.networks.path_length import in_float32
@@ -72,18 +73,18 @@ def export_snapshot(source: Path, target: Path) -> float | None:
 
     Args:
         source: a snapshot.
-        target: replaced only by a file that was loaded again and gave the same images.
+        target: replaced only by a file that was loaded again and gave the same images, or is an equal copy.
     Returns:
         The largest difference to our images, relative to the largest pixel; None if nothing is installed to run it.
     Raises:
-        ExportError: unknown suffix, a package is missing, or the exported network gives other images.
+        ExportError: unknown suffix, a package is missing, or the exported network gives other images (the copy differs).
         WeightsError: see `load_snapshot`.
     """
     if target.suffix not in SUFFIXES:
         raise ExportError(f"{target}: the suffix says the format. Expected one of {', '.join(SUFFIXES)}.")
     G, metadata = load_snapshot(source)
     if target.suffix == ".safetensors":
-        return _copy(G, source, target)
+        return _copy(source, target)
     text = json.dumps(
         {
             "snapshot_sha256": sha256_file(source),
@@ -103,11 +104,11 @@ def export_snapshot(source: Path, target: Path) -> float | None:
         return None if images is None else _largest_error(G, images, target)
 
 
-def _copy(G: AnyGenerator, source: Path, target: Path) -> float:
-    copy_file(source, target)
-    weights = load_snapshot(target)[0].state_dict()
-    if not all(torch.equal(tensor, weights[name]) for name, tensor in G.state_dict().items()):
-        raise ExportError(f"{target}: differs from {source} after copying. Check the disk.")
+def _copy(source: Path, target: Path) -> float:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)  # content only; never a hard link
+        if sha256_file(temporary) != sha256_file(source):
+            raise ExportError(f"{target}: differs from {source} after copying. It was not kept. Check the disk.")
     return 0.0
 
 

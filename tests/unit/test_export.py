@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
@@ -258,6 +259,29 @@ def test_a_copy(tmp_path: Path) -> None:
     write(tmp_path / "G.safetensors", CASES[0])
     assert export_snapshot(tmp_path / "G.safetensors", tmp_path / "copy.safetensors") == 0.0
     assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "G.safetensors").read_bytes()
+
+
+def test_a_bad_copy_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "G.safetensors", tmp_path / "copy.safetensors"
+    write(source, CASES[0])
+    target.write_bytes(OLD)
+
+    monkeypatch.setattr(shutil, "copyfile", lambda old, new: new.write_bytes(old.read_bytes()[:-1]))
+    with pytest.raises(ExportError, match=r"copy\.safetensors: differs from .*G\.safetensors after copying"):
+        export_snapshot(source, target)
+    assert target.read_bytes() == OLD
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["G.safetensors", "copy.safetensors"]
+
+
+def test_the_command_says_what_a_copy_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "G.safetensors", CASES[0])
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "G.safetensors"), str(tmp_path / "copy.safetensors")])
+    runpy.run_module("stages.export", run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.endswith(f", copied from {tmp_path / 'G.safetensors'} and read again\n")
+    assert "compared" not in said
 
 
 def test_wrong_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
