@@ -5,23 +5,23 @@ those of `stats` and `fid` in params.yaml, so the same images give the same digi
 """
 
 import json
-import sys
 from pathlib import Path
-
-import torch
 
 from ganops.config import load_params
 from ganops.entry import say
-from ganops.errors import DataError, GanopsError
+from ganops.errors import DataError
 from ganops.evaluation.images import evaluate_images
+from ganops.explore.tool import refuse_output, run_command
 from ganops.files import write_json
 from ganops.metrics.evaluate import summary
 
 
-def main(source: Path, reference: Path, target: Path | None) -> None:
+def main(source: Path, reference: Path, target: Path | None = None) -> None:
     """Prints the result as JSON and in words; writes it if there is a place for it."""
     if target is not None and (target.is_dir() or not target.name or not target.parent.is_dir()):
         raise DataError(f"{target}: no place for a file. Name one in a folder that exists.")
+    if target is not None:
+        refuse_output(target)
     result = evaluate_images(source, reference, load_params(Path("params.yaml")), Path())
     say(json.dumps(result, indent=1, sort_keys=True))
     for line in summary(result):
@@ -31,13 +31,4 @@ def main(source: Path, reference: Path, target: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit("usage: python -m stages.evaluate IMAGES REFERENCE [RESULT.json]")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) == 4 else None)
-    except KeyboardInterrupt:
-        sys.exit("evaluate: interrupted")
-    except (GanopsError, OSError) as error:
-        sys.exit(f"evaluate: {error}")
-    except (MemoryError, torch.OutOfMemoryError):
-        sys.exit("evaluate: out of memory. Close other programs, or lower stats.batch_size.")
+    run_command("evaluate", "IMAGES REFERENCE [RESULT.json]", lambda paths: main(*paths), ", or lower stats.batch_size")

@@ -4,18 +4,20 @@ TARGET.pt is TorchScript, TARGET.onnx is ONNX: what was written is run and compa
 replaces anything. TARGET.safetensors is a copy, read again.
 """
 
-import sys
 from pathlib import Path
 
 from ganops.entry import say
-from ganops.errors import ExportError, GanopsError
+from ganops.errors import ExportError
+from ganops.explore.tool import refuse_output, run_command
 from ganops.files import format_bytes
 from ganops.networks.export import export_snapshot
 
 
 def main(source: Path, target: Path) -> None:
     """Writes TARGET, whole or not at all."""
-    if target.is_dir() or not target.parent.is_dir() or (target.exists() and target.samefile(source)):
+    refuse_output(target)
+    same = source.exists() and target.exists() and target.samefile(source)
+    if target.is_dir() or not target.parent.is_dir() or same:
         raise ExportError(f"{target}: no place for a file. Name another one, in a folder that exists.")
     error = export_snapshot(source, target)
     size = format_bytes(target.stat().st_size)
@@ -29,13 +31,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m stages.export SNAPSHOT.safetensors TARGET.pt | TARGET.onnx | TARGET.safetensors")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except KeyboardInterrupt:
-        sys.exit("export: interrupted")
-    except (GanopsError, OSError) as error:
-        sys.exit(f"export: {error}")
-    except MemoryError:
-        sys.exit("export: out of memory. Close other programs.")
+    run_command("export", "SNAPSHOT.safetensors TARGET.pt|TARGET.onnx|TARGET.safetensors", lambda paths: main(*paths))

@@ -4,11 +4,11 @@ SOURCE is a pickle of the stylegan2-ada-pytorch or stylegan3 repository with a S
 Nothing in it is run.
 """
 
-import sys
 from pathlib import Path
 
 from ganops.entry import say
-from ganops.errors import DataError, GanopsError
+from ganops.errors import DataError
+from ganops.explore.tool import refuse_output, run_command
 from ganops.networks.nvidia_snapshot import read_generator
 from ganops.networks.snapshot import save_snapshot
 
@@ -17,6 +17,7 @@ def main(source: Path, target: Path) -> None:
     """Writes TARGET, whole or not at all."""
     if target.suffix != ".safetensors" or target.is_dir() or not target.parent.is_dir():
         raise DataError(f"{target}: no place for a snapshot. Name a .safetensors file in a folder that exists.")
+    refuse_output(target)
     G, metadata = read_generator(source)
     save_snapshot(target, G, metadata)
     values = ", ".join(f"{name} {value}" for name, value in G.arguments.items())
@@ -24,13 +25,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m stages.import_snapshot SOURCE.pkl TARGET.safetensors")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except KeyboardInterrupt:
-        sys.exit("import_snapshot: interrupted")
-    except (GanopsError, OSError) as error:
-        sys.exit(f"import_snapshot: {error}")
-    except MemoryError:
-        sys.exit("import_snapshot: out of memory. Close other programs.")
+    run_command("import_snapshot", "SOURCE.pkl TARGET.safetensors", lambda paths: main(*paths))
