@@ -25,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     except OSError as error:
         if error.errno and error.filename is None:  # write(2) knows no name: say which file the disk had no room for
-            error.filename = str(path)
+            raise OSError(error.errno, error.strerror, str(path)) from error  # of PyAV's errors the name cannot be set
         raise
     finally:
         with suppress(FileNotFoundError):

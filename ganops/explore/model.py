@@ -18,8 +18,7 @@ from ganops.errors import DataError, WeightsError
 from ganops.files import sha256_file
 from ganops.images.labels import first_ten
 from ganops.images.pixels import for_eyes, to_uint8
-from ganops.networks.families import AnyGenerator, lod_of
-from ganops.networks.growing import split_lod, upscale
+from ganops.networks.families import AnyGenerator, full_size
 from ganops.networks.law import LabelLaw, total_of
 from ganops.networks.layers import NoiseMode
 from ganops.networks.sampling import CPU, encode_labels, image_labels, image_latents
@@ -222,6 +221,6 @@ def synthesize(
         if seeds is not None:
             numbers = [*seeds[start : start + batch_size], *[seeds[-1]] * missing]
             rng = [make_generator(model.device, SEED, "noise", number) for number in numbers]
-        img = upscale(model.G.synthesis(padded, noise_mode, rng), 2 ** split_lod(lod_of(model.G))[0])
+        img = full_size(model.G, model.G.synthesis(padded, noise_mode, rng))
         parts.append(to_uint8(img)[: len(part)].cpu().numpy())
     return for_eyes(np.concatenate(parts))

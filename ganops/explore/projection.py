@@ -20,8 +20,7 @@ from ganops.errors import DataError, WeightsError
 from ganops.explore.distance import Distance
 from ganops.files import write_bytes
 from ganops.images.pixels import to_uint8
-from ganops.networks.families import AnyGenerator, lod_of
-from ganops.networks.growing import split_lod, upscale
+from ganops.networks.families import AnyGenerator, full_size
 from ganops.networks.sampling import CPU
 from ganops.networks.snapshot import METADATA_KEY
 from ganops.precision import full_float32
@@ -76,7 +75,7 @@ class Projection:
         # The network reads its constant noise from buffers; for this call these stand in for them.
         arguments = (w.expand(-1, self.G.num_ws, -1), "const", None)
         img: Tensor = torch.func.functional_call(self.G.synthesis, self.noises, arguments)
-        return upscale(img, 2 ** split_lod(lod_of(self.G))[0])
+        return full_size(self.G, img)
 
     @torch.no_grad()
     def result(self) -> tuple[Tensor, float]:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ganops.errors import ExportError
 from ganops.files import atomic_path, sha256_file
-from ganops.networks.families import AnyGenerator, lod_of
-from ganops.networks.growing import split_lod, upscale
+from ganops.networks.families import AnyGenerator, full_size
 from ganops.networks.path_length import in_float32
 from ganops.networks.sampling import image_latents, one_hot
 from ganops.networks.snapshot import METADATA_KEY, load_snapshot
@@ -49,7 +48,7 @@ class _Images(nn.Module):
         w = self.G.mapping(z, c)
         ws = torch.lerp(self.G.truncate(w, 0.0, None), self.G.truncate(w, 1.0, None), truncation_psi)
         # In the middle of growing, images are smaller: as everywhere, they are shown at the full size.
-        return upscale(self.G.synthesis(ws, "const", None), 2 ** split_lod(lod_of(self.G))[0])
+        return full_size(self.G, self.G.synthesis(ws, "const", None))
 
 
 class _Unconditional(nn.Module):

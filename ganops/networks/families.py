@@ -1,5 +1,8 @@
 """The families of networks, by the names that snapshots bear."""
 
+from torch import Tensor
+
+from ganops.networks.growing import split_lod, upscale
 from ganops.networks.pggan_discriminator import PGGANDiscriminator
 from ganops.networks.pggan_generator import PGGANGenerator
 from ganops.networks.stylegan1_discriminator import StyleGAN1Discriminator
@@ -36,3 +39,13 @@ def active_ws(G: AnyGenerator) -> int:
 def lod_of(network: AnyGenerator | AnyDiscriminator) -> float:
     """How far a network has yet to grow; 0 for those that do not."""
     return network.lod if isinstance(network, GROWING) else 0.0
+
+
+def levels_missing(network: AnyGenerator | AnyDiscriminator) -> int:
+    """How many levels a network has yet to grow before its images have their full size; 0 for those that do not."""
+    return split_lod(lod_of(network))[0]
+
+
+def full_size(G: AnyGenerator, img: Tensor) -> Tensor:
+    """[N, C, H, W] of the present level -> [N, C, *G.size], each pixel a square of equal ones."""
+    return upscale(img, 2 ** levels_missing(G))

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.networks.families import AnyDiscriminator, AnyGenerator, lod_of
-from ganops.networks.growing import split_lod
+from ganops.networks.families import AnyDiscriminator, AnyGenerator, levels_missing
 from ganops.networks.layers import NoiseMode
 from ganops.ops.convolution import differentiated_twice
 
@@ -180,7 +179,7 @@ def dr1_loss(
     real_img = real_img.detach().requires_grad_()
     with differentiated_twice():
         real_logits = D.forward(augment(real_img), real_c)  # never compiled
-    penalty = r1_penalty(real_img, real_logits) / 4 ** split_lod(lod_of(D))[0]
+    penalty = r1_penalty(real_img, real_logits) / 4 ** levels_missing(D)
     loss = penalty * (r1_gamma / 2)
     stats = {
         **score_stats("real", real_logits.squeeze(1)),

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganops.networks.families import AnyDiscriminator, AnyGenerator, lod_of
-from ganops.networks.growing import split_lod
+from ganops.networks.families import AnyDiscriminator, AnyGenerator, levels_missing
 from ganops.networks.layers import NoiseMode
 from ganops.networks.pggan_discriminator import PGGANDiscriminator
 from ganops.ops.convolution import differentiated_twice
@@ -107,7 +106,7 @@ def gradient_penalty(D: AnyDiscriminator, img: Tensor, c: Tensor) -> Tensor:
         logits = D.forward(img, c)
     (gradients,) = torch.autograd.grad(logits.sum() * GRADIENT_SCALE, [img], create_graph=True)
     # The root of zero has no derivative; 1e-12 is nothing beside the 1 that the norm is drawn to.
-    squares = (gradients / GRADIENT_SCALE).square().sum(dim=[1, 2, 3]) / 4 ** split_lod(lod_of(D))[0]
+    squares = (gradients / GRADIENT_SCALE).square().sum(dim=[1, 2, 3]) / 4 ** levels_missing(D)
     norm = (squares + 1e-12).sqrt()
     penalty: Tensor = (norm - 1).square()
     return penalty
