@@ -26,6 +26,7 @@ from ganops.explore.model import (
     check_layers,
     find_label,
     map_seeds,
+    name_layers,
     open_model,
     sample_w,
     seed_caption,
@@ -91,7 +92,7 @@ def draw_directions(params: Params, snapshot: Path, folder: Path) -> None:
         moved = move(ws, step, p.strengths, (first, last))
         images = synthesize(model, moved.flatten(0, 1), "const", None, p.batch_size)
         save_png(folder / f"direction{number:02d}.png", caption_grid(images, len(p.strengths), top=top, left=left))
-    say(f"directions: {p.count} of layers {first} to {last - 1} in {folder}")
+    say(f"directions: {p.count} of {name_layers(first, last)} in {folder}")
 
 
 def factorize(matrix: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

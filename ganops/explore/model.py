@@ -18,7 +18,7 @@ from ganops.errors import DataError, WeightsError
 from ganops.files import sha256_file
 from ganops.images.labels import first_ten
 from ganops.images.pixels import for_eyes, to_uint8
-from ganops.networks.families import AnyGenerator, full_size
+from ganops.networks.families import AnyGenerator, active_ws, full_size
 from ganops.networks.law import LabelLaw, total_of
 from ganops.networks.layers import NoiseMode
 from ganops.networks.sampling import CPU, encode_labels, image_labels, image_latents
@@ -166,18 +166,29 @@ def sample_w(model: Model, key: str, label: int | str | None, seed: int, count: 
 
 
 def check_layers(model: Model, key: str, layers: Sequence[int] | None) -> tuple[int, int]:
-    """[first, last) of the model's layers, all for None.
+    """[first, last) of the model's layers; for None all that run (of a model that is still growing, not all do).
 
     Raises:
-        DataError: the model has not so many.
+        DataError: the model has not so many, or does not run all of them yet.
     """
-    first, last = (0, model.G.num_ws) if layers is None else layers
+    active = active_ws(model.G)
+    first, last = (0, active) if layers is None else layers
     if last > model.G.num_ws:
         raise DataError(
             f"{key}=[{first}, {last}], but {model.path} has {model.G.num_ws} layers, one w each. "
             f"Use [first, last] from 0 to {model.G.num_ws}."
         )
+    if last > active:
+        raise DataError(
+            f"{key}=[{first}, {last}], but {model.path} is still growing: so far only {name_layers(0, active)} of "
+            f"{model.G.num_ws} run{'s' if active == 1 else ''}. Use [first, last] from 0 to {active}."
+        )
     return first, last
+
+
+def name_layers(first: int, last: int) -> str:
+    """[first, last) in words: "layers 0 to 3", or "layer 5"."""
+    return f"layer {first}" if last - first == 1 else f"layers {first} to {last - 1}"
 
 
 def truncate_layers(G: AnyGenerator, w: Tensor, psi: float, layers: tuple[int, int]) -> Tensor:

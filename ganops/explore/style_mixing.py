@@ -12,7 +12,15 @@ from ganops.config_tools import expand_seeds
 from ganops.entry import say
 from ganops.errors import DataError
 from ganops.explore.captions import caption_grid
-from ganops.explore.model import check_layers, map_seeds, open_model, seed_caption, seed_labels, synthesize
+from ganops.explore.model import (
+    check_layers,
+    map_seeds,
+    name_layers,
+    open_model,
+    seed_caption,
+    seed_labels,
+    synthesize,
+)
 from ganops.explore.record import check_picture
 from ganops.images.pixels import save_png
 
@@ -54,4 +62,4 @@ def draw_style_mixing(params: Params, snapshot: Path, picture: Path) -> None:
         for kind, of_kind in zip(seeds, labels, strict=True)
     ]
     save_png(picture, caption_grid(images, len(columns) + 1, top=["", *captions[1]], left=["", *captions[0]]))
-    say(f"style_mixing: layers {first} to {last - 1} of {model.G.num_ws} from the images at the top: {picture}")
+    say(f"style_mixing: {name_layers(first, last)} of {model.G.num_ws} from the images at the top: {picture}")

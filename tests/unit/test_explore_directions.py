@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ganops.errors import DataError
 from ganops.explore.directions import draw_directions, factorize, move, style_matrices
 from ganops.explore.model import open_model, sample_w
-from ganops.networks.families import GENERATORS, active_ws
+from ganops.networks.families import active_ws
 from ganops.networks.layers import SynthesisLayer, ToRGB
+from ganops.networks.snapshot import save_snapshot
 from tests.tolerances import TOLERANCES, assert_close, relative_error
-from tests.unit.tiny_model import tiny_generator, tool_params, write_snapshot
+from tests.unit.tiny_model import growing_generator, tiny_generator, tool_params, write_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +132,26 @@ def test_what_a_model_has_not(snapshot: Path, tmp_path: Path, monkeypatch: pytes
 )
 def test_networks_that_grow_have_matrices_of_what_runs(family: str, lod: float) -> None:
     """Image layers below the present level are there, but have no w at the moment."""
-    G = GENERATORS[family](  # type: ignore[call-arg]
-        z_dim=8, c_dim=0, w_dim=8, resolution=16, base_grid=(4, 4), img_channels=1, mapping_layers=1,
-        mapping_lr_multiplier=0.01, channel_base=64, channel_max=8, precision="float32", low_precision_resolutions=0,
-        conv_clamp=None, lod=lod, rng=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    G = growing_generator(family, lod)
     matrices = style_matrices(G)
     assert len(matrices) == G.num_ws
     running = active_ws(G)
     assert all(len(matrix) for matrix in matrices[:running])
     assert not any(len(matrix) for matrix in matrices[running:])
+
+
+def test_directions_of_layers_that_do_not_run_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = tmp_path / "growing.safetensors"
+    save_snapshot(snapshot, growing_generator("stylegan1", 1.0), {})
+    changes = {"directions__label": None}
+    for layers in ([4, 6], [3, 5]):
+        with pytest.raises(
+            DataError, match=r"still growing: so far only layers 0 to 3 of 6 run\..*from 0 to 4"
+        ) as error:
+            draw_directions(tool_params(directions__layers=layers, **changes), snapshot, tmp_path / "folder")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "folder").exists()
+    draw_directions(tool_params(directions__layers=None, **changes), snapshot, tmp_path / "all")
+    assert "of layers 0 to 3 in" in capsys.readouterr().out
+    draw_directions(tool_params(directions__layers=[3, 4], **changes), snapshot, tmp_path / "one")
+    assert "of layer 3 in" in capsys.readouterr().out

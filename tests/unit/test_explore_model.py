@@ -24,8 +24,8 @@ from ganops.explore.model import (
 from ganops.explore.record import check_picture, claim_folder
 from ganops.explore.style_mixing import draw_style_mixing
 from ganops.networks.sampling import generate_images, image_labels
-from ganops.networks.snapshot import load_snapshot
-from tests.unit.tiny_model import tool_params, write_snapshot
+from ganops.networks.snapshot import load_snapshot, save_snapshot
+from tests.unit.tiny_model import growing_generator, tool_params, write_snapshot
 
 SEEDS = [0, 4, 11, 3, 2, 9]
 
@@ -199,6 +199,29 @@ def test_style_mixing_needs_layers(snapshot: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match="has one w for all layers, so there are no styles to mix"):
         draw_style_mixing(tool_params(), snapshot, tmp_path / "mix.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_do_not_run_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = tmp_path / "growing.safetensors"
+    save_snapshot(snapshot, growing_generator("stylegan1", 1.0), {})
+    message = (
+        r"=\[4, 6\], but .* is still growing: so far only layers 0 to 3 of 6 run\. Use \[first, last\] from 0 to 4"
+    )
+    mixing = {"style_mixing__label": None}
+    with pytest.raises(DataError, match="style_mixing.column_layers" + message):
+        draw_style_mixing(tool_params(style_mixing__column_layers=[4, 6], **mixing), snapshot, tmp_path / "mix.png")
+    with pytest.raises(DataError, match="images.truncation_layers" + message):
+        draw_images(tool_params(images__truncation_layers=[4, 6], images__label=None), snapshot, tmp_path / "images")
+    assert list(tmp_path.iterdir()) == [snapshot]
+    draw_style_mixing(tool_params(style_mixing__column_layers=[3, 4], **mixing), snapshot, tmp_path / "mix.png")
+    assert "style_mixing: layer 3 of 6 from" in capsys.readouterr().out
+    model = open_model(snapshot, tool_params().run)
+    assert check_layers(model, "k", None) == (0, 4)
+    model.G.set_lod(2.0)
+    with pytest.raises(DataError, match="so far only layers 0 to 1 of 6 run"):
+        check_layers(model, "k", [0, 3])
+    model.G.set_lod(0.0)
+    assert check_layers(model, "k", None) == check_layers(model, "k", [0, 6]) == (0, 6)
 
 
 def test_no_snapshot(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ganops.config import Params, load_params
+from ganops.networks.families import GENERATORS, AnyGenerator
 from ganops.networks.snapshot import save_snapshot
 from ganops.networks.stylegan2_generator import Generator
 
@@ -27,6 +28,16 @@ def tiny_generator(c_dim: int = 3, resolution: int = 16, img_channels: int = 1) 
         z = torch.randn(200, 8, generator=rng)
         c = torch.eye(c_dim)[torch.randint(max(c_dim, 1), [200], generator=rng)] if c_dim else torch.zeros(200, 0)
         G.w_avg.copy_(G.mapping(z, c).mean(dim=0))
+    return G.eval().requires_grad_(False)
+
+
+def growing_generator(family: str, lod: float) -> AnyGenerator:
+    """Of 16x16 px when grown; not conditional."""
+    G = GENERATORS[family](  # type: ignore[call-arg]
+        z_dim=8, c_dim=0, w_dim=8, resolution=16, base_grid=(4, 4), img_channels=1, mapping_layers=1,
+        mapping_lr_multiplier=0.01, channel_base=64, channel_max=8, precision="float32", low_precision_resolutions=0,
+        conv_clamp=None, lod=lod, rng=torch.Generator().manual_seed(0),
+    )  # fmt: skip
     return G.eval().requires_grad_(False)
 
 
