@@ -1,6 +1,6 @@
 """The distance between images that `project` makes small: LPIPS, or a substitute without a download, as params.yaml says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ganops.errors import DataError
+from ganops.images.pixels import WITH_ALPHA
 from ganops.metrics.perceptual import (
     LPIPS_LEAST,
     LPIPS_MOST,
@@ -30,7 +31,7 @@ class Distance:
     Attributes:
         name: "lpips_vgg" or "efflite0".
         sha256: of the network's weights.
-        to_target: img [N, C, H, W] about in [-1, 1] -> [N] >= 0, differentiable.
+        to_target: img [N, C, H, W] about in [-1, 1], any C -> [N] >= 0, differentiable; of what `lay_on` makes of it.
     """
 
     name: str
@@ -39,22 +40,25 @@ class Distance:
 
 
 def open_distance(
-    name: Literal["lpips", "efflite0"], target: Tensor, device: torch.device, weights_folder: Path
+    name: Literal["lpips", "efflite0"],
+    target: Tensor,
+    background: Sequence[int],
+    device: torch.device,
+    weights_folder: Path,
 ) -> Distance:
     """The distance to `target`.
 
     Args:
         name: project.distance.
-        target: [1, C, H, W] in [-1, 1].
+        target: [1, C, H, W] in [-1, 1], any C.
+        background: RGB, 0-255; what transparent images are laid on.
         device: where to compute.
         weights_folder: where downloaded weights are kept.
     Raises:
-        DataError: images with these channels or this size have no such distance.
+        DataError: images of this size have no such distance.
         WeightsError: the weights of VGG-16 are missing and cannot be downloaded, or are others than published.
     """
-    channels, height, width = target.shape[1:]
-    if channels not in (1, 3):
-        raise DataError(f"images of {channels} channels cannot be compared: networks that do it see 1 or 3.")
+    height, width = target.shape[2:]
     if name == "lpips" and min(height, width) < LPIPS_LEAST:
         raise DataError(
             f"project.distance=lpips needs images of {LPIPS_LEAST}x{LPIPS_LEAST} pixels or more, but these have "
@@ -68,21 +72,42 @@ def open_distance(
         )
         download(vgg, VGG_URL, VGG_SHA256, otherwise)
     perceptual = load_perceptual(EXTRACTORS[name], device, weights_folder)
-    prepared = _prepare(target.to(device), name)
+    prepared = _prepare(target.to(device), background, name)
 
     def to_target(img: Tensor) -> Tensor:
         # .network and not .distance, which has no gradients
-        return perceptual.network(_prepare(img, name), prepared.expand(len(img), -1, -1, -1))
+        return perceptual.network(_prepare(img, background, name), prepared.expand(len(img), -1, -1, -1))
 
     return Distance(perceptual.name, perceptual.sha256, to_target)
 
 
-def _prepare(img: Tensor, name: str) -> Tensor:
-    """To three channels; for LPIPS averaged to at most 256 px, as published.
+def lay_on(img: Tensor, background: Sequence[int]) -> Tensor:
+    """`ganops.images.pixels.to_rgb` for the networks' range, without rounding, differentiable.
+
+    Args:
+        img: [N, C, H, W] about in [-1, 1]. 1: grey, three times. 2 (grey and alpha) and 4 (RGBA): laid on `background`. 5
+            and more: the first three.
+        background: RGB, 0-255.
+    Returns:
+        [N, 3, H, W] float32.
+    """
+    img = img.float()
+    channels = img.shape[1]
+    colour = img[:, :1].expand(-1, 3, -1, -1) if channels < 3 else img[:, :3]
+    if channels not in WITH_ALPHA:
+        return colour
+    alpha = (img[:, -1:] + 1) / 2
+    # A pixel shows alpha clamped to [0, 1]. The gradient ignores this: else what is transparent once stays so for ever.
+    alpha = alpha + (alpha.clamp(0, 1) - alpha).detach()
+    ground = torch.tensor([*background], device=img.device)[:, None, None] / 127.5 - 1
+    return ground + alpha * (colour - ground)
+
+
+def _prepare(img: Tensor, background: Sequence[int], name: str) -> Tensor:
+    """Laid on the background; for LPIPS averaged to at most 256 px, as published.
 
     By avg_pool2d: interpolate(mode="area"), which LPIPS would take itself, has no deterministic gradient on CUDA.
     """
+    img = lay_on(img, background)
     factor = max(img.shape[2:]) // LPIPS_MOST
-    if name == "lpips" and factor > 1:
-        img = F.avg_pool2d(img, factor)
-    return img.float().expand(-1, 3, -1, -1)
+    return F.avg_pool2d(img, factor) if name == "lpips" and factor > 1 else img

@@ -18,11 +18,11 @@ from torch import Tensor
 from ganops.config_tools import ProjectParams
 from ganops.errors import DataError, WeightsError
 from ganops.explore import distance as distance_module
-from ganops.explore.distance import Distance, open_distance
+from ganops.explore.distance import Distance, lay_on, open_distance
 from ganops.explore.model import open_model
 from ganops.explore.project import project_image, read_target
 from ganops.explore.projection import Projection, Start, noise_penalty, rate_at, strip_steps
-from ganops.images.pixels import to_float, to_uint8
+from ganops.images.pixels import for_eyes, to_float, to_rgb, to_uint8
 from ganops.metrics import perceptual
 from ganops.metrics.perceptual import Perceptual, load_perceptual
 from tests.tolerances import assert_close
@@ -30,6 +30,7 @@ from tests.unit.test_perceptual import vgg_convolutions
 from tests.unit.tiny_model import tiny_generator, tool_params, write_snapshot
 
 CPU = torch.device("cpu")
+GROUND = (250, 128, 0)
 
 
 @pytest.fixture(scope="module")
@@ -283,14 +284,81 @@ def test_unreadable_images(snapshot: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_transparency_is_laid_on_the_background(channels: int) -> None:
+    """As `to_rgb` does it for metrics, but for rounding; and with gradients."""
+    rng = torch.Generator().manual_seed(0)
+    levels = torch.randint(256, [2, channels, 16, 16], generator=rng, dtype=torch.uint8)
+    laid = lay_on(to_float(levels), GROUND)
+    assert laid.shape == (2, 3, 16, 16)
+    assert float(((laid + 1) * 127.5 - to_rgb(levels, GROUND)).abs().max()) < 0.51
+    img = (to_float(levels) * 1.5).double().requires_grad_()  # beyond [-1, 1] too
+    seen = lay_on(img, GROUND)
+    (gradient,) = torch.autograd.grad(seen.square().sum(), img)
+    assert bool((gradient != 0).flatten(2).any(dim=2)[:, : min(channels, 4) if channels != 5 else 3].all())
+    if channels in (2, 4):
+        with torch.no_grad():
+            beyond = img[:, -1:].expand_as(seen)
+            ground = (torch.tensor(GROUND)[:, None, None] / 127.5 - 1).expand_as(seen)
+            colour = img[:, :-1].float().expand_as(seen)
+            assert torch.equal(seen[beyond <= -1], ground[beyond <= -1])
+            torch.testing.assert_close(seen[beyond >= 1], colour[beyond >= 1])
+            slope = (2 * seen * (colour - ground) / 2).sum(dim=1)
+        torch.testing.assert_close(gradient[:, -1].float(), slope)
+
+
+def write_target(path: Path, channels: int) -> Path:
+    """Of 40x30 px: a fading image for 2 and 4 channels, an array for 5."""
+    y, x = np.mgrid[:30, :40] / 40
+    levels = (255 * np.stack([x, y, x * y, 1 - x, 1 - y], axis=2)).astype(np.uint8)
+    if channels == 5:
+        path = path.with_suffix(".npy")
+        np.save(path, levels)
+        return path
+    levels[12:20, 15:25, 3] = 0  # a hole
+    Image.fromarray(levels[:, :, :4]).convert({2: "LA", 4: "RGBA"}[channels]).save(path)
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_any_channels_are_projected(
+    tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = write_snapshot(tmp_path / "model", 0, 16, channels)
+    image = write_target(tmp_path / "image.png", channels)
+    params = tool_params(project__steps=60, project__space="w+", project__w_noise=0.0)
+    folder = tmp_path / "folder"
+    project_image(params, snapshot, image, folder, tmp_path)
+    assert "converted" not in capsys.readouterr().out
+    target = read_target(image, open_model(snapshot, params.run), params.prepare)
+    shown = for_eyes(target[None])[0].transpose(1, 2, 0)
+    assert target.shape == (channels, 16, 16)
+    assert np.array_equal(np.asarray(Image.open(folder / "target.png")), shown)
+    assert np.asarray(Image.open(folder / "projected.png")).shape == shown.shape
+    strip = np.asarray(Image.open(folder / "strip.png"))
+    assert strip.shape[2] == shown.shape[2]
+    if channels != 5:
+        assert strip[:, -60:, 3].min() == 255  # the difference can be seen
+    rows = list(csv.DictReader((folder / "loss.csv").read_text().splitlines()))
+    assert float(rows[-1]["distance"]) < 0.9 * float(rows[0]["distance"])
+    assert safetensors.torch.load_file(folder / "ws.safetensors")["ws"].shape == (1, 6, 8)
+
+
+def test_arrays_must_have_the_models_channels(tmp_path: Path) -> None:
+    array, image = write_target(tmp_path / "image", 5), write_target(tmp_path / "image.png", 4)
+    for channels, path, message in ((3, array, "an array of 5 channels"), (5, image, "no .npy array")):
+        snapshot = write_snapshot(tmp_path / f"model{channels}", 0, 16, channels)
+        with pytest.raises(DataError, match=f"is {message}, but .* makes images of {channels}") as error:
+            project_image(tool_params(), snapshot, path, tmp_path / "folder", tmp_path)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "folder").exists()
+
+
 def test_images_without_a_distance(tmp_path: Path) -> None:
     small = write_snapshot(tmp_path / "small", 0, 8, 1)
     image = write_image(tmp_path / "image.png")
     with pytest.raises(DataError, match=r"project.distance=lpips needs images of 16x16 .* 8x8. Set project.distance"):
         project_image(tool_params(project__distance="lpips"), small, image, tmp_path / "folder", tmp_path)
-    transparent = write_snapshot(tmp_path / "transparent", 0, 16, 4)
-    with pytest.raises(DataError, match="images of 4 channels cannot be compared"):
-        project_image(tool_params(), transparent, image, tmp_path / "folder", tmp_path)
     assert not (tmp_path / "folder").exists()
 
 
@@ -318,7 +386,7 @@ def test_large_images_are_averaged_for_lpips(tmp_path: Path, monkeypatch: pytest
     rng = torch.Generator().manual_seed(0)
     img, target = torch.randn(2, 1, 1, 512, 512, generator=rng)
     img.requires_grad_()
-    value = open_distance("lpips", target, CPU, tmp_path).to_target(img)
+    value = open_distance("lpips", target, GROUND, CPU, tmp_path).to_target(img)
     means = (img - target).reshape(1, 256, 2, 256, 2).mean([2, 4])
     torch.testing.assert_close(value, means.square().mean([1, 2]))
     (gradient,) = torch.autograd.grad(value.sum(), img)
@@ -340,7 +408,7 @@ def test_distances_have_gradients(
     monkeypatch.setattr(perceptual, "VGG_SHA256", digest)
     rng = torch.Generator().manual_seed(0)
     img, target = torch.rand(2, 1, 1, 16, 16, generator=rng) * 2 - 1
-    distance = open_distance(name, target, CPU, tmp_path)
+    distance = open_distance(name, target, GROUND, CPU, tmp_path)
     img.requires_grad_()
     value = distance.to_target(img)
     assert float(distance.to_target(target)) == 0
