@@ -141,7 +141,7 @@ class ProjectParams(Section):
     seed: NotNegative
     steps: Positive
     w_samples: Annotated[int, Field(ge=100)]
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
     lr_rampup: Fraction
     lr_rampdown: Fraction
     w_noise: Gain

@@ -70,7 +70,7 @@ def project_image(params: Params, snapshot: Path, image: Path, folder: Path, roo
     )
     say(f"project: distance {distance.name} on {model.device.type}")
     w = sample_w(model, "project.label", p.label, p.seed, p.w_samples)
-    record = claim_folder(folder, "project.json", values)
+    record = claim_folder(folder, "project.json", values, inputs=("target.png",))
     state = folder / "state.safetensors"
     if "result" in record:
         state.unlink(missing_ok=True)

@@ -63,6 +63,7 @@ def test_seeds(seeds: int | str | list[int], expected: list[int]) -> None:
         ("interpolate.fps", 0, r"interpolate\.fps=0"),
         ("project.space", "z", r"project\.space='z'"),
         ("project.w_noise_ramp", 0, r"project\.w_noise_ramp=0"),
+        ("project.learning_rate", 1e300, r"project\.learning_rate=1e\+300: input should be less than or equal to 100"),
         ("project.learning_rate", float("inf"), r"project\.learning_rate=inf"),
         ("directions.layers", [2, 2], r"directions\.layers=\[2, 2\] holds no layer"),
         ("directions.strengths", [], r"directions\.strengths="),

@@ -1,5 +1,9 @@
 """Latents by seed, classes by name, truncation of a range of layers; the pictures of `images` and `style_mixing`."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +161,38 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
         (tmp_path / "new" / "a.json").write_text(text)
         with pytest.raises(DataError, match=r"a.json is damaged"):
             claim_folder(tmp_path / "new", "a.json", {"x": 1.5})
+
+
+def test_a_folder_without_results_is_claimed_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    claim_folder(folder, "a.json", {"x": 1})
+    assert claim_folder(folder, "a.json", {"x": 2}) == {"values": {"x": 2}}
+    (folder / "target.png").write_text("")
+    with pytest.raises(DataError, match="holds results of other values: x=2 there, 3 now"):
+        claim_folder(folder, "a.json", {"x": 3})
+    claim_folder(folder, "a.json", {"x": 3}, inputs=("target.png",))
+    assert json.loads((folder / "a.json").read_text()) == {"values": {"x": 3}}
+    (folder / "state").write_text("")
+    with pytest.raises(DataError, match="holds results of other values: x=3 there, 4 now"):
+        claim_folder(folder, "a.json", {"x": 4}, inputs=("target.png",))
+
+
+def test_what_a_killed_run_left_is_removed(snapshot: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    draw_images(tool_params(), snapshot, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    places = [folder / ".images.json", folder / "psi1.0" / ".seed0000.png"]
+    for place in places:
+        for pid in (dead.pid, os.getpid()):  # the number of a process may come again
+            place.with_name(f"{place.name}.{pid}.tmp").write_bytes(b"half")
+    theirs = [folder / f".x.{os.getppid()}.tmp", folder / ".notes.tmp"]
+    for path in theirs:
+        path.write_bytes(b"not ours")
+    draw_images(tool_params(), snapshot, folder)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before | dict.fromkeys(theirs, b"not ours")
 
 
 def test_places_for_pictures(tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_the_target_is_as_prepare_makes_it(
     assert "smaller than the model's 16 px: enlarged" in capsys.readouterr().out
 
 
+def test_a_projection_that_failed_can_be_started_anew(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, folder = write_image(tmp_path / "image.png"), tmp_path / "folder"
+    with monkeypatch.context() as patch:
+        patch.setattr("ganops.explore.projection.noise_penalty", lambda noises: torch.tensor(math.inf))
+        with pytest.raises(WeightsError, match="the loss is not finite"):
+            project_image(tool_params(project__learning_rate=100.0), snapshot, image, folder, tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"project.json", "target.png"}
+    project_image(tool_params(), snapshot, image, folder, tmp_path)
+    assert (folder / "strip.png").exists()
+
+
 def test_unreadable_images(snapshot: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "empty.png").write_text("")
