@@ -3,11 +3,14 @@
 Seed i is image i of a sample with seed 0: what stage `sample` writes as its i-th image when sample.seed is 0.
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,7 +25,7 @@ from ganops.networks.families import AnyGenerator, active_ws, full_size
 from ganops.networks.law import LabelLaw, total_of
 from ganops.networks.layers import NoiseMode
 from ganops.networks.sampling import CPU, encode_labels, image_labels, image_latents
-from ganops.networks.snapshot import load_law, load_snapshot
+from ganops.networks.snapshot import METADATA_KEY, load_law, load_snapshot
 from ganops.ops.kernels import choose_ops
 
 SEED = 0  # of the sample whose images the seeds of all tools count
@@ -64,10 +67,28 @@ def open_model(path: Path, run: RunParams, deterministic: bool | None = None) ->
     device = select_device(run.device, run.cpu_threads)
     configure_numerics(tf32=False, deterministic=run.deterministic if deterministic is None else deterministic)
     choose_ops(run.ops, device)
+    _check_kind(path)
     G, metadata = load_snapshot(path)
     names = tuple(metadata.get("class_names") or ()) if G.c_dim else ()
     law = load_law(path) if metadata.get("class_counts") else ()
     return Model(path, sha256_file(path), G.to(device).eval().requires_grad_(False), device, names, law)
+
+
+def _check_kind(path: Path) -> None:
+    """That a path is not one of the other things that lie beside snapshots; what is wrong else, `load_snapshot` says.
+
+    Raises:
+        WeightsError: it is a folder, a training state, or a result of one of the tools.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder. Name a snapshot in it, e.g. models/last.safetensors.")
+    header = None
+    errors = safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError
+    with suppress(*errors), safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[METADATA_KEY])
+    if isinstance(header, dict) and "format_version" not in header:
+        kind = "a training state" if "tick_nimg" in header else "a result of another tool"
+        raise WeightsError(f"{path} is {kind}, no snapshot of a generator. Take models/last.safetensors.")
 
 
 def find_label(model: Model, key: str, label: int | str | None) -> int | None:

@@ -17,6 +17,7 @@ from ganops.files import atomic_path
 CODEC = "libx264"
 BITEXACT = 0x400  # AVFMT_FLAG_BITEXACT
 CRF = "16"  # of x264: hardly any loss is seen
+MP4_MOST, GIF_MOST = 16384, 65535  # px, height and width: of x264; and of 16 bits in a GIF's header
 LEAST_CS = 2  # hundredths of a second per GIF frame: browsers slow down what is faster
 
 
@@ -32,6 +33,7 @@ def write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int) -> None
     """
     first = _even(next(frames))
     height, width = first.shape[:2]
+    _check_size(path, "H.264", first, MP4_MOST, "Write a .gif, or show")
     try:
         with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
             container.flags |= BITEXACT  # no version of the muxer in the file
@@ -61,6 +63,16 @@ def write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int) -> None
         raise DataError(f"{path}: PyAV has no x264 here. Install av by pip, or write a .gif or .png.") from None
 
 
+def _check_size(path: Path, kind: str, frame: NDArray[np.uint8], most: int, remedy: str) -> None:
+    height, width = frame.shape[:2]
+    if max(height, width) > most:
+        fewer = "fewer columns" if width > most else "fewer images"
+        raise DataError(
+            f"{path}: frames of {width}x{height} px (width x height), but {kind} has at most {most}. {remedy} {fewer} "
+            "(interpolate.columns, interpolate.seeds)."
+        )
+
+
 def _even(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Height and width made even, as 4:2:0 needs them."""
     rest = [(0, image.shape[0] % 2), (0, image.shape[1] % 2), *[(0, 0)] * (image.ndim - 2)]
@@ -80,7 +92,12 @@ def write_gif(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int, loop: b
         frames: [H, W] or [H, W, 3], all of one size, at least one; all are held in memory.
         fps: frames per second, see `gif_centiseconds`.
         loop: repeat for ever.
+    Raises:
+        DataError: the frames are too large for a GIF.
     """
+    start = next(frames)
+    _check_size(path, "a GIF", start, GIF_MOST, "Show")
+    frames = itertools.chain([start], frames)
     images = (Image.fromarray(frame) if frame.ndim == 2 else Image.fromarray(frame).quantize(256) for frame in frames)
     first = next(images)
     repeat = {"loop": 0} if loop else {}

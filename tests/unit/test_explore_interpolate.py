@@ -159,6 +159,46 @@ def test_mp4(tmp_path: Path, size: tuple[int, int]) -> None:
         assert np.abs(frame[: size[0], : size[1]].astype(int) - expected).mean() < 3
 
 
+def test_a_film_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV's errors are OSErrors whose filename cannot be set."""
+    path = tmp_path / "a.mp4"
+
+    class Locked(PermissionError):
+        filename = property(lambda self: None)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Locked(13, "Permission denied")
+
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(PermissionError, match=r"\[Errno 13\] Permission denied: '.*a.mp4'") as error:
+        write_mp4(path, colourful(2, 16, 16), 25)
+    assert error.value.filename == str(path)
+
+    def refuse_as_av(*_: Any, **__: Any) -> None:
+        raise av.error.PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(av, "open", refuse_as_av)
+    with pytest.raises(PermissionError, match="a.mp4"):
+        write_mp4(path, colourful(2, 16, 16), 25)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("size", "remedy"), [((16, 16386), "fewer columns"), ((16386, 16), "fewer images")])
+def test_films_that_are_too_large(tmp_path: Path, size: tuple[int, int], remedy: str) -> None:
+    def frames(*size: int) -> Iterator[np.ndarray]:
+        return iter([np.zeros(size, np.uint8)] * 2)
+
+    sizes = f"{size[1]}x{size[0]}"
+    with pytest.raises(DataError, match=f"frames of {sizes} .* H.264 has at most 16384. Write a .gif, or .*{remedy}"):
+        write_mp4(tmp_path / "a.mp4", frames(*size), 25)
+    write_gif(tmp_path / "a.gif", frames(*size), 25, True)
+    larger = [65536 if edge > 16 else 1 for edge in size]
+    with pytest.raises(DataError, match=f"a GIF has at most 65535. Show {remedy}"):
+        write_gif(tmp_path / "b.gif", frames(*larger), 25, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+    write_mp4(tmp_path / "b.mp4", frames(*[min(edge, 16384) for edge in size]), 25)  # the limit is x264's own
+
+
 def test_mp4_of_grey(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", iter([np.full((16, 16), level, np.uint8) for level in (0, 128, 255)]), 240)
     with av.open(str(tmp_path / "a.mp4")) as container:

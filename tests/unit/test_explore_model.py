@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -261,12 +263,34 @@ def test_layers_that_do_not_run_yet(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_no_snapshot(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises((WeightsError, OSError)) as error:
+    for path, message in ((tmp_path / "none.safetensors", "no such file"), (tmp_path, "is a folder. Name a snapshot")):
+        with pytest.raises(WeightsError, match=message) as error:
             draw_images(tool_params(), path, tmp_path / "images")
         assert "\n" not in str(error.value)
         assert str(path) in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"format": 5, "nimg": 0, "tick_nimg": 0}, "is a training state, no snapshot of a generator. Take models/last"),
+        ({"seeds": [1]}, "is a result of another tool, no snapshot"),
+        ({"format_version": 99, "family": "stylegan2"}, "format_version=99, but this version reads 1"),
+        ([], "format_version=None"),
+        (None, "so it is not a snapshot of this library"),
+    ],
+)
+def test_files_that_are_no_snapshots(tmp_path: Path, header: Any, message: str) -> None:
+    path = tmp_path / "state.safetensors"
+    metadata = None if header is None else {"ganops": json.dumps(header)}
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata)
+    with pytest.raises(WeightsError, match=message) as error:
+        open_model(path, tool_params().run)
+    assert "\n" not in str(error.value)
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="cannot read as safetensors"):
+        open_model(path, tool_params().run)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
