@@ -136,7 +136,11 @@ def _latents(model: Model, p: InterpolateParams) -> Film:
             mixed = torch.lerp(start, end, t)
         return model.G.truncate(mixed, p.truncation_psi, None)
 
-    captions = [" > ".join(str(of_keyframe[column]) for of_keyframe in keyframes) for column in range(p.columns)]
+    words = [
+        [seed_caption(model, *pair) for pair in zip(*of_keyframe, strict=True)]
+        for of_keyframe in zip(keyframes, labels, strict=True)
+    ]
+    captions = [" > ".join(column) for column in zip(*words, strict=True)]
     positions = frame_positions(len(keyframes), p.frames, p.loop)
     return Film(positions, ws, p.columns, captions, lambda position: f"{position:.2f}".rstrip("0").rstrip("."))
 

@@ -139,11 +139,11 @@ def class_name(model: Model, label: int) -> str:
 
 
 def seed_caption(model: Model, seed: int, label: Tensor) -> str:
-    """For captions: the seed, and the class (or the attributes above 0.5 of a label vector) if there are labels."""
+    """For captions: the seed, and if there are labels the class, or the attributes above 0.5 of a label vector or "none"."""
     if not model.G.c_dim:
         return str(seed)
     numbers = (label > 0.5).nonzero()[:, 0].tolist() if label.ndim else [int(label)]
-    return f"{seed}: {'+'.join(class_name(model, number) for number in numbers)}"
+    return f"{seed}: {'+'.join(class_name(model, number) for number in numbers) or 'none'}"
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from ganops.explore.model import Model, map_seeds, open_model, seed_labels
 from ganops.explore.video import gif_centiseconds, write_gif, write_mp4
 from ganops.networks.sampling import image_latents
 from tests.tolerances import assert_close
-from tests.unit.tiny_model import tool_params, write_snapshot
+from tests.unit.tiny_model import CLASS_NAMES, tool_params, write_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_a_linear_path() -> None:
 
 def test_keyframes_are_the_seeds_in_turn(model: Model) -> None:
     film = _latents(model, section(seeds="0-5", columns=2, truncation_psi=0.5))
-    assert film.captions == ["0 > 2 > 4", "1 > 3 > 5"]
+    labels = [CLASS_NAMES[number] for number in seed_labels(model, "k", None, range(6)).tolist()]
+    captions = [f"{seed}: {label}" for seed, label in enumerate(labels)]
+    assert film.captions == [" > ".join(captions[0::2]), " > ".join(captions[1::2])]
     assert len(film.positions) == 12
     w = w_of(model, list(range(6)))
     for keyframe in range(3):
@@ -125,13 +127,13 @@ def test_a_sweep_of_truncation(model: Model, loop: bool, psis: list[float]) -> N
 
 @pytest.mark.parametrize(("loop", "words"), [(True, ["0", "0.5", "1", "1.5"]), (False, ["0", "0.25", "0.75", "1"])])
 def test_strip(model: Model, loop: bool, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    p = section(seeds="0-3", columns=2, strip_frames=4, loop=loop)
+    p = section(seeds="0-3", columns=2, strip_frames=4, loop=loop, label="cat")
     film = _latents(model, p)
     calls: list[Any] = []
     monkeypatch.setattr("ganops.explore.interpolate.caption_grid", lambda *args, **names: calls.append((args, names)))
     _strip(model, film, p)
     (images, columns), names = calls[0]
-    assert (images.shape, columns, names["left"]) == ((8, 1, 16, 16), 4, ["0 > 2", "1 > 3"])
+    assert (images.shape, columns, names["left"]) == ((8, 1, 16, 16), 4, ["0: cat > 2: cat", "1: cat > 3: cat"])
     assert names["top"] == words
     assert not np.array_equal(images[0], images[4])
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ganops.errors import DataError, WeightsError
-from ganops.explore.captions import GAP, LINE, caption_grid
+from ganops.explore.captions import GAP, LINE, _fit, caption_grid
 from ganops.explore.images import draw_images, file_name
 from ganops.explore.model import (
     Model,
@@ -23,6 +23,7 @@ from ganops.explore.model import (
     map_seeds,
     open_model,
     sample_w,
+    seed_caption,
     seed_labels,
     synthesize,
     truncate_layers,
@@ -91,6 +92,13 @@ def test_classes_by_number_and_name(model: Model, plain: Path) -> None:
     assert seed_labels(unconditional, "k", None, SEEDS).tolist() == [0] * 6
     with pytest.raises(DataError, match=r"images.label=1, but .* has no classes. Set images.label: null"):
         find_label(unconditional, "images.label", 1)
+
+
+def test_captions_name_the_class(model: Model, plain: Path) -> None:
+    assert seed_caption(model, 7, torch.tensor(1)) == "7: dog"
+    assert seed_caption(model, 7, torch.tensor([0.9, 0.2, 1.0])) == "7: cat+7"
+    assert seed_caption(model, 7, torch.zeros(3)) == "7: none"
+    assert seed_caption(open_model(plain, tool_params().run), 7, torch.tensor(0)) == "7"
 
 
 def test_classes_as_often_as_in_the_data(model: Model) -> None:
@@ -309,3 +317,33 @@ def test_pictures_with_captions(channels: int, size: int) -> None:
     assert np.array_equal(
         caption_grid(images[:1], 1).squeeze(), np.squeeze(picture[LINE : LINE + cell, left : left + cell])
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "place"),
+    [
+        ((28, 28), (84, 84), (84, 84)),
+        ((8, 16), (64, 128), (64, 128)),
+        ((4, 128), (8, 256), (64, 256)),
+        ((200, 10), (200, 10), (200, 64)),
+        ((1024, 64), (256, 16), (256, 64)),
+    ],
+)
+def test_small_and_flat_images_have_room_for_captions(
+    size: tuple[int, int], image: tuple[int, int], place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def fit(*arguments: Any) -> str:
+        drawn.append(_fit(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr("ganops.explore.captions._fit", fit)
+    images = np.full((2, 1, *size), 100, np.uint8)
+    top = ["target", "difference"]
+    picture = caption_grid(images, 2, top=top)
+    assert picture.shape == (LINE + place[0], 2 * place[1] + GAP)
+    rest = [(outer - inner) // 2 for outer, inner in zip(place, image, strict=True)]
+    rows, columns = ((picture[LINE:, : place[1]] == 100).any(axis=axis).nonzero()[0] for axis in (1, 0))
+    assert (len(rows), rows[0], len(columns), columns[0]) == (image[0], rest[0], image[1], rest[1])
+    assert drawn == top  # not cut
