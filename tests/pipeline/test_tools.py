@@ -97,8 +97,7 @@ def test_a_projection_goes_on(place: Clone) -> None:
             expected = "project: interrupted. What is written is whole; run the same command again.\n"
             assert finish(process, 130) == expected
         assert re.search(r"goes on after step \d*[02468]\n", run(place, *command, folder.name))
-        result = {name: content for name, content in files(folder).items() if not name.startswith(".")}
-        assert result == files(place.path / "whole")
+        assert files(folder) == files(place.path / "whole")  # and no temporary files
 
 
 def test_a_stopped_film(place: Clone) -> None:
@@ -121,6 +120,10 @@ def test_mistakes_end_in_one_line(place: Clone) -> None:
     ]
     for command, message in commands:
         assert run(place, *command, code=1).startswith(message)
+    (place.path / "folder").mkdir()
+    said = run(place, "images", "folder", "a", code=1)
+    assert said == "images: folder is a folder. Name a snapshot in it, e.g. models/last.safetensors.\n"
+    (place.path / "folder").rmdir()
     place.set(images__seeds="0-")
     assert run(place, "images", "last.safetensors", "a", code=1).startswith("images: params.yaml: images.seeds='0-'")
     (place.path / "params.yaml").write_bytes(before["params.yaml"])
